@@ -1,0 +1,3 @@
+"""lfm2export: Liquid AI LFM2 checkpoints to ONNX artifacts for every runtime that matters."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,129 @@
+"""The graph contract as data: names, dtypes, axes and symbols of every input and output.
+
+Tracer, packager, runtime and verifier import it; no other module spells these names. Transformers.js allocates the
+first caches from the shapes written here: it knows `batch_size` by that exact spelling and takes 0 for any other
+symbol, so hidden size, L_cache, KV heads and head_dim are integers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lfm2export.spec import CONV, ModelSpec
+
+Dim = int | str
+LogitsMode = Literal["last", "all"]
+CacheDtype = Literal["float32", "float16"]
+
+BATCH = "batch_size"
+SEQUENCE = "sequence_length"
+PAST = "past_sequence_length"
+TOTAL = "total_sequence_length"
+
+INPUT_IDS = "input_ids"
+ATTENTION_MASK = "attention_mask"
+POSITION_IDS = "position_ids"
+LOGITS = "logits"
+
+OPSET = 21
+IR_VERSION = 10
+MICROSOFT_OPSET = 1
+
+#: A browser's ArrayBuffer holds 2,145,386,496 bytes at most; no chunk of external data is larger.
+MAX_CHUNK_BYTES = 2_145_386_496
+
+#: dtype on the command line -> file name in the artifact's onnx/ folder.
+MODEL_FILES = {
+    "fp32": "model.onnx",
+    "fp16": "model_fp16.onnx",
+    "q8": "model_quantized.onnx",
+    "q4": "model_q4.onnx",
+    "q4f16": "model_q4f16.onnx",
+}
+
+#: dtypes whose caches are float16.
+HALF_DTYPES = ("fp16", "q4f16")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One graph input or output: name, numpy dtype name, axes (an integer, or a symbol)."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+
+
+@dataclass(frozen=True)
+class Cache:
+    """One cache tensor: the input that carries the past and the output that returns the present, at `layer`."""
+
+    layer: int
+    kind: Literal["conv", "key", "value"]
+    past: Tensor
+    present: Tensor
+
+
+@dataclass(frozen=True)
+class Contract:
+    """Inputs and outputs of the graph of `spec`, in order."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    caches: tuple[Cache, ...]
+
+
+def past_conv(layer: int) -> str:
+    return f"past_conv.{layer}"
+
+
+def present_conv(layer: int) -> str:
+    return f"present_conv.{layer}"
+
+
+def past_key_value(layer: int, kind: Literal["key", "value"]) -> str:
+    return f"past_key_values.{layer}.{kind}"
+
+
+def present_key_value(layer: int, kind: Literal["key", "value"]) -> str:
+    return f"present.{layer}.{kind}"
+
+
+def cache_dtype(dtype: str) -> CacheDtype:
+    """Element type of the caches of an artifact file of this `dtype`."""
+    return "float16" if dtype in HALF_DTYPES else "float32"
+
+
+def caches(spec: ModelSpec, dtype: CacheDtype) -> tuple[Cache, ...]:
+    """Every cache tensor in layer order; key before value.
+
+    Conv states are [B, H, L]; keys and values are [B, K, P, D] in and [B, K, T, D] out, packed to the front of each row.
+    """
+    found: list[Cache] = []
+    for layer, layer_type in enumerate(spec.layer_types):
+        if layer_type == CONV:
+            shape = (BATCH, spec.hidden_size, spec.conv_L_cache)
+            past, present = Tensor(past_conv(layer), dtype, shape), Tensor(present_conv(layer), dtype, shape)
+            found.append(Cache(layer, "conv", past, present))
+            continue
+        for kind in ("key", "value"):
+            heads, size = spec.num_key_value_heads, spec.head_dim
+            past = Tensor(past_key_value(layer, kind), dtype, (BATCH, heads, PAST, size))
+            present = Tensor(present_key_value(layer, kind), dtype, (BATCH, heads, TOTAL, size))
+            found.append(Cache(layer, kind, past, present))
+    return tuple(found)
+
+
+def contract(spec: ModelSpec, dtype: CacheDtype = "float32", logits: LogitsMode = "last") -> Contract:
+    """The contract of DESIGN "Graph I/O" for `spec`. Logits are float32 for every dtype."""
+    held = caches(spec, dtype)
+    inputs = (
+        Tensor(INPUT_IDS, "int64", (BATCH, SEQUENCE)),
+        Tensor(ATTENTION_MASK, "int64", (BATCH, TOTAL)),
+        Tensor(POSITION_IDS, "int64", (BATCH, SEQUENCE)),
+        *(cache.past for cache in held),
+    )
+    rows: Dim = 1 if logits == "last" else SEQUENCE
+    outputs = (Tensor(LOGITS, "float32", (BATCH, rows, spec.vocab_size)), *(cache.present for cache in held))
+    return Contract(inputs, outputs, held)

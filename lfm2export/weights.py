@@ -1,0 +1,61 @@
+"""Weights as recipes: what an initializer is made of, to be evaluated piece by piece while its file is written.
+
+No initializer of the model is ever resident. The tracer gives each one the recipe "this source tensor, as it is"; passes
+rewrite recipes (stack rows, transpose, cast, quantize into blocks) as they rewrite nodes; `writer` evaluates them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Component = Literal["values", "codes", "scales", "zero_points"]
+Quantizer = Literal["round", "search"]
+
+#: Key of an `onnx_ir.Value`'s meta store under which its recipe lies.
+RECIPE = "lfm2export.recipe"
+
+
+@dataclass(frozen=True)
+class BlockFormat:
+    """How a matrix [N, K] is cut into blocks along K, as com.microsoft MatMulNBits reads it.
+
+    bits: 4 or 8. block_size: 16, 32, 64 or 128 values share one float16 scale (and zero point).
+    symmetric: the zero point is 2**(bits-1) everywhere and is not stored. quantizer: how codes and scales are chosen.
+    """
+
+    bits: Literal[4, 8]
+    block_size: int
+    symmetric: bool
+    quantizer: Quantizer = "search"
+
+    def blocks(self, columns: int) -> int:
+        return -(-columns // self.block_size)
+
+    @property
+    def zero_point(self) -> int:
+        return 1 << (self.bits - 1)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One initializer: `parts` are source tensors stacked along axis 0 (rows), in the order given.
+
+    dtype: ONNX name of the stored type ("FLOAT", "FLOAT16", "UINT8").
+    shape: as stored. A "values" initializer is the stacked matrix, transposed if asked, reshaped to `shape`.
+    block: set for the three components of a quantized matrix; they share one evaluation.
+      codes       uint8   [N, blocks, block_size * bits / 8]   4 bit: low nibble first
+      scales      float16 [N, blocks]
+      zero_points uint8   [N, ceil(blocks * bits / 8)]         4 bit: low nibble first
+    """
+
+    parts: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: Literal["FLOAT", "FLOAT16", "UINT8"] = "FLOAT"
+    transpose: bool = False
+    block: BlockFormat | None = None
+    component: Component = "values"
+
+    def transposed(self) -> Recipe:
+        """The same matrix stored [columns, rows]."""
+        return replace(self, transpose=not self.transpose, shape=(self.shape[1], self.shape[0]))
