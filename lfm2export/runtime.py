@@ -1,0 +1,306 @@
+"""An LFM2 ONNX file behind `step(tokens, state) -> logits, state`; only this module imports onnxruntime.
+
+Two loops over one session. :class:`OnnxModel` hands caches back and forth as arrays, as the model card's loop does; it
+is the reference. :class:`BufferedModel` keeps one preallocated buffer per key and value cache, bound as both past and
+present (GroupQueryAttention then writes in place, and takes the past length from the mask), and two alternating conv
+states. Its logits equal the copying loop's bit for bit; at 4,096 tokens of context it decodes twice as fast.
+
+Any folder of this layout works, whoever made it: only config.json and the file's own inputs and outputs are read.
+Letters: B batch, S new tokens, P past, T = P + S, H hidden, K KV heads, D head_dim, L conv_L_cache, V vocab.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from lfm2export import contract
+from lfm2export.contract import MODEL_FILES, LogitsMode
+from lfm2export.errors import ArtifactError, StepError
+from lfm2export.spec import ModelSpec, parse_spec, read_config
+from lfm2export.steps import Logits, Mask, Tokens, row_lengths, step_inputs
+
+#: Which file to open when none is asked for: what the model card runs first, then the small ones, then the exact ones.
+PREFERENCE = ("q4", "q4f16", "q8", "fp16", "fp32")
+
+#: Capacity of a fresh growing buffer, in tokens.
+FIRST_CAPACITY = 256
+
+_NUMPY_TYPES = {"tensor(int64)": "int64", "tensor(float)": "float32", "tensor(float16)": "float16"}
+
+
+def find_model(folder: Path, dtype: str | None = None) -> Path:
+    """The ONNX file of `dtype` in `folder` or its onnx/ folder; without a dtype the first of :data:`PREFERENCE`.
+
+    Raises:
+        ArtifactError: no such folder, dtype or file; the message lists what is there.
+    """
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder} is not a folder; give the folder that a build wrote")
+    if dtype is not None and dtype not in MODEL_FILES:
+        raise ArtifactError(f"dtype {dtype!r} is unknown; expected one of {', '.join(MODEL_FILES)}")
+    present = available_models(folder)
+    wanted = [dtype] if dtype is not None else [name for name in PREFERENCE if name in present]
+    if wanted and wanted[0] in present:
+        return present[wanted[0]]
+    expected = f"onnx/{MODEL_FILES[dtype]}" if dtype is not None else "a model file"
+    there = f"it has {', '.join(present)}" if present else "it holds none of " + ", ".join(MODEL_FILES.values())
+    raise ArtifactError(f"{folder} has no {expected}; {there}: choose one of those, or build it")
+
+
+def available_models(folder: Path) -> dict[str, Path]:
+    """dtype -> file, for every model file in `folder`/onnx or `folder` itself, in the order of MODEL_FILES."""
+    found: dict[str, Path] = {}
+    for dtype, name in MODEL_FILES.items():
+        for path in (folder / "onnx" / name, folder / name):
+            if path.is_file() and dtype not in found:
+                found[dtype] = path
+    return found
+
+
+@dataclass(frozen=True)
+class CopyState:
+    """State of the copying loop. `mask` [B, T] has a 0 for every pad; `caches` are in contract order."""
+
+    mask: Mask
+    caches: tuple[NDArray[Any], ...]
+
+    @property
+    def lengths(self) -> Mask:
+        """Tokens held per row, pads not counted, [B]; also the next position of each row."""
+        return row_lengths(self.mask)
+
+
+class OnnxModel:
+    """One ONNX file with the caches passed by value. A state is never changed by a step: an old one may be used again.
+
+    Args:
+        folder: the artifact: config.json, and the model files in onnx/.
+        dtype: fp32, fp16, q8, q4 or q4f16; None takes the first of :data:`PREFERENCE` that is there.
+        file: an ONNX file to use instead of the folder's own, such as an altered copy.
+        threads: intra-op threads; None leaves the choice to the runtime.
+        optimize: False turns every graph optimization of the runtime off.
+        providers: execution providers by name.
+
+    Raises:
+        ArtifactError: no such file, a file that does not load, or inputs and outputs that are not the contract's.
+        ConfigError, SourceError: config.json is missing or is not LFM2's.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        dtype: str | None = None,
+        *,
+        file: Path | None = None,
+        threads: int | None = None,
+        optimize: bool = True,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+    ) -> None:
+        folder = Path(folder)
+        self.path = file if file is not None else find_model(folder, dtype)
+        self.dtype = next((name for name, known in MODEL_FILES.items() if known == self.path.name), None)
+        self.spec: ModelSpec = parse_spec(read_config(folder))
+        self.session = _open_session(self.path, threads, optimize, providers)
+        self.logits_mode: LogitsMode = _logits_mode(self.session)
+        held = [value.type for value in self.session.get_inputs() if value.type == "tensor(float16)"]
+        self.cache_dtype: contract.CacheDtype = "float16" if held else "float32"
+        self.contract = contract.contract(self.spec, self.cache_dtype, self.logits_mode)
+        faults = interface_faults(self.session, self.contract)
+        if faults:
+            more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+            raise ArtifactError(
+                f"{self.path}: {faults[0]}{more}; this is no LFM2 export of the layout that config.json says"
+            )
+
+    def new_state(self, batch: int = 1) -> CopyState:
+        """The state before the first token of `batch` rows."""
+        caches = tuple(np.zeros(_shape(cache.past, batch, 0), cache.past.dtype) for cache in self.contract.caches)
+        return CopyState(np.zeros((batch, 0), np.int64), caches)
+
+    def step(self, tokens: Tokens, state: CopyState, attention_mask: Mask | None = None) -> tuple[Logits, CopyState]:
+        """Feed `tokens` [B, S]; returns logits [B, 1, V] (or [B, S, V] from a file with all logits) and the next state.
+
+        `attention_mask` [B, S] covers the new tokens only: 0 marks a pad, left or right, which is allowed only in the
+        first step of a state.
+
+        Raises:
+            StepError: an empty row, a pad after the first step, several tokens with a past and several rows, a token
+                outside the vocabulary, or more tokens than max_position_embeddings.
+        """
+        feeds, mask = step_inputs(self.spec, tokens, state.mask, attention_mask)
+        for cache, value in zip(self.contract.caches, state.caches, strict=True):
+            feeds[cache.past.name] = value
+        logits, *caches = self.session.run([output.name for output in self.contract.outputs], feeds)
+        return logits, CopyState(mask, tuple(caches))
+
+    def read_caches(self, state: CopyState) -> tuple[NDArray[Any], ...]:
+        """Every cache tensor in contract order; keys and values [B, K, P, D] with each row packed to the front."""
+        return state.caches
+
+
+@dataclass
+class BufferedState:
+    """State of the buffered loop; a step changes it in place.
+
+    committed: mask [B, T], and which of the two conv sets is current; one tuple, so that an interruption between two
+    statements cannot leave half a step. buffers: (capacity in tokens, key and value buffers by input name).
+    """
+
+    committed: tuple[Mask, int]
+    buffers: tuple[int, dict[str, _Buffer]] = field(repr=False)
+    convs: tuple[dict[str, _Buffer], dict[str, _Buffer]] = field(repr=False)
+
+    @property
+    def mask(self) -> Mask:
+        return self.committed[0]
+
+    @property
+    def lengths(self) -> Mask:
+        """Tokens held per row, pads not counted, [B]; also the next position of each row."""
+        return row_lengths(self.mask)
+
+
+class BufferedModel:
+    """The same file with one buffer per key and value cache, bound as past and present.
+
+    Args:
+        model: the file; its session is shared.
+        max_length: fixed capacity in tokens (pads counted); None grows by doubling, at the price of a copy each time.
+    """
+
+    def __init__(self, model: OnnxModel, max_length: int | None = None) -> None:
+        self.model = model
+        self.spec = model.spec
+        self.logits_mode = model.logits_mode
+        self.max_length = max_length
+
+    def new_state(self, batch: int = 1) -> BufferedState:
+        """The state before the first token of `batch` rows."""
+        capacity = self.max_length or 0
+        convs = [self._buffers("conv", batch, 0) for _ in range(2)]
+        buffers = self._buffers("key", batch, capacity) | self._buffers("value", batch, capacity)
+        return BufferedState((np.zeros((batch, 0), np.int64), 0), (capacity, buffers), (convs[0], convs[1]))
+
+    def step(
+        self, tokens: Tokens, state: BufferedState, attention_mask: Mask | None = None
+    ) -> tuple[Logits, BufferedState]:
+        """As :meth:`OnnxModel.step`. The state given is the state returned; an interrupted step leaves it as it was.
+
+        Raises:
+            StepError: as there, and when the tokens do not fit a fixed `max_length`.
+        """
+        feeds, mask = step_inputs(self.spec, tokens, state.mask, attention_mask)
+        batch, total = mask.shape
+        self._reserve(state, batch, total)
+        current = state.committed[1]
+        rows = 1 if self.logits_mode == "last" else tokens.shape[1]
+        logits = np.empty((batch, rows, self.spec.vocab_size), np.float32)
+        inputs = [_Buffer(array) for array in feeds.values()]
+        past, present = state.buffers[1] | state.convs[current], state.buffers[1] | state.convs[1 - current]
+        binding = self.model.session.io_binding()
+        for name, buffer in zip(feeds, inputs, strict=True):
+            binding.bind_ortvalue_input(name, buffer.value)
+        for cache in self.model.contract.caches:
+            binding.bind_ortvalue_input(cache.past.name, past[cache.past.name].value)
+            binding.bind_ortvalue_output(cache.present.name, present[cache.past.name].value)
+        binding.bind_ortvalue_output(contract.LOGITS, _Buffer(logits).value)
+        self.model.session.run_with_iobinding(binding)
+        state.committed = (mask, 1 - current)
+        return logits, state
+
+    def read_caches(self, state: BufferedState) -> tuple[NDArray[Any], ...]:
+        """Views of every cache tensor in contract order; keys and values [B, K, capacity, D], packed to the front.
+
+        Slots from a row's length on are scratch. The next step changes what a view shows.
+        """
+        held = state.buffers[1] | state.convs[state.committed[1]]
+        return tuple(held[cache.past.name].array for cache in self.model.contract.caches)
+
+    def _reserve(self, state: BufferedState, batch: int, total: int) -> None:
+        """Give the key and value buffers room for `total` tokens."""
+        capacity, held = state.buffers
+        if total <= capacity:
+            return
+        if self.max_length is not None:
+            raise StepError(f"{total} tokens do not fit a buffer of {self.max_length}; raise max_length")
+        capacity = max(FIRST_CAPACITY, 2 * capacity, total)
+        grown = self._buffers("key", batch, capacity) | self._buffers("value", batch, capacity)
+        past = state.mask.shape[1]
+        for name, buffer in held.items():
+            grown[name].array[:, :, :past] = buffer.array[:, :, :past]
+        state.buffers = (capacity, grown)
+
+    def _buffers(self, kind: str, batch: int, capacity: int) -> dict[str, _Buffer]:
+        tensors = [cache.past for cache in self.model.contract.caches if cache.kind == kind]
+        return {tensor.name: _Buffer(np.zeros(_shape(tensor, batch, capacity), tensor.dtype)) for tensor in tensors}
+
+
+class _Buffer:
+    """An array and the OrtValue on its memory; onnxruntime does not keep the array alive, this does."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.array = array
+        self.value = ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def interface_faults(session: ort.InferenceSession, wanted: contract.Contract) -> list[str]:
+    """What of the session's inputs and outputs is not as the contract says; empty when all is.
+
+    A symbol where the contract has an integer passes here, for such a file runs; an integer that differs does not.
+    """
+    faults: list[str] = []
+    for side, found, tensors in (
+        ("input", session.get_inputs(), wanted.inputs),
+        ("output", session.get_outputs(), wanted.outputs),
+    ):
+        values = {value.name: value for value in found}
+        for tensor in tensors:
+            value = values.pop(tensor.name, None)
+            if value is None:
+                faults.append(f"{side} {tensor.name} is missing")
+                continue
+            dtype = _NUMPY_TYPES.get(value.type, value.type)
+            if dtype != tensor.dtype:
+                faults.append(f"{side} {tensor.name} is {dtype}, expected {tensor.dtype}")
+            same_rank = len(value.shape) == len(tensor.shape)
+            fixed = zip(value.shape, tensor.shape, strict=False)
+            if not same_rank or any(isinstance(got, int) and got != size for got, size in fixed):
+                faults.append(f"{side} {tensor.name} has shape {list(value.shape)}, expected {list(tensor.shape)}")
+        faults.extend(f"{side} {name} is not in the contract" for name in values)
+    return faults
+
+
+def _open_session(path: Path, threads: int | None, optimize: bool, providers: Sequence[str]) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist; give an ONNX file")
+    try:
+        return ort.InferenceSession(str(path), options, providers=list(providers))
+    except Exception as error:  # onnxruntime's own exception classes share no base below Exception
+        reason = " ".join(str(error).split())[:300]
+        raise ArtifactError(
+            f"{path} does not load in onnxruntime ({reason}); build it again, or fetch it anew"
+        ) from error
+
+
+def _logits_mode(session: ort.InferenceSession) -> LogitsMode:
+    shapes = {value.name: value.shape for value in session.get_outputs()}
+    shape = shapes.get(contract.LOGITS, ())
+    return "last" if len(shape) == 3 and shape[1] == 1 else "all"
+
+
+def _shape(tensor: contract.Tensor, batch: int, past: int) -> tuple[int, ...]:
+    sizes = {contract.BATCH: batch, contract.PAST: past}
+    return tuple(sizes[size] if isinstance(size, str) else size for size in tensor.shape)
