@@ -112,7 +112,7 @@ def write_synth(
     Memory is bounded by a few pieces of rows. The folder appears whole or not at all.
 
     Args:
-        shard_bytes: split the weights, with an index, into files of at most this many bytes; a larger tensor stands alone.
+        shard_bytes: split the weights, with an index, into files of at most this many bytes (a larger tensor alone).
         force: replace a folder that exists.
         companions: where tokenizer and the like come from; the shipped model unless told.
 

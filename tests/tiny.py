@@ -137,7 +137,7 @@ def write_companions(folder: Path, vocab_size: int = 512) -> None:
 
 @cache
 def tokenizer_json(vocab_size: int = 512) -> str:
-    """tokenizer.json of a byte-level BPE of at most `vocab_size` (at least 270) tokens; special tokens have ids 0 to 13."""
+    """tokenizer.json of a byte-level BPE of at most `vocab_size` (270 or more) tokens; special ones at ids 0 to 13."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     assert vocab_size >= SMALLEST_VOCABULARY, vocab_size
