@@ -1,0 +1,58 @@
+"""Canonical form: constants folded, Identities and dead code gone, duplicate subexpressions and constants merged.
+
+    c = Constant(2); d = Cast(c)                      (nothing: the consumer reads one initializer)
+    y = Identity(x); dead = Neg(x)            ->      x where y was read
+    a = Cos(t); b = Cos(t)                            a where b was read
+
+All of it is onnxscript's and onnx-ir's work. Weights take no part: their initializers have no values to fold.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import onnx_ir as ir
+import onnxscript.optimizer
+import onnxscript.rewriter
+from onnx_ir.passes.common import (
+    CommonSubexpressionEliminationPass,
+    DeduplicateInitializersPass,
+    IdentityEliminationPass,
+    LiftConstantsToInitializersPass,
+    RemoveUnusedNodesPass,
+    TopologicalSortPass,
+)
+
+from lfm2export.weights import RECIPE
+
+
+def fold(model: ir.Model) -> None:
+    """Fold constants into initializers and drop what nobody reads; nothing is merged, so that every node keeps its own module path."""
+    for _ in range(2):  # what one round simplifies lets the next fold more; a third finds nothing
+        onnxscript.optimizer.fold_constants(model, onnx_shape_inference=True)
+        onnxscript.rewriter.rewrite(model)
+    IdentityEliminationPass()(model)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    RemoveUnusedNodesPass()(model)
+
+
+def merge(model: ir.Model) -> None:
+    """Equal constants and equal subexpressions become one; nodes in topological order."""
+    weights = _without_weights(model)
+    DeduplicateInitializersPass()(model)
+    CommonSubexpressionEliminationPass()(model)
+    RemoveUnusedNodesPass()(model)
+    TopologicalSortPass()(model)
+    _restore_weights(model, weights)
+
+
+def _without_weights(model: ir.Model) -> dict[str, ir.Value]:
+    """Silence the deduplication's warning about initializers without values: ours are recipes."""
+    logging.getLogger("onnx_ir.passes.common.initializer_deduplication").setLevel(logging.ERROR)
+    return {name: value for name, value in model.graph.initializers.items() if RECIPE in value.meta}
+
+
+def _restore_weights(model: ir.Model, weights: dict[str, ir.Value]) -> None:
+    for name, value in weights.items():
+        if value.uses() and name not in model.graph.initializers:
+            model.graph.initializers[name] = value
