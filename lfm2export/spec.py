@@ -8,6 +8,7 @@ released checkpoints, which spells some of them twice (`block_dim`, `block_ff_di
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +21,17 @@ LayerType = Literal["conv", "full_attention"]
 CONV: LayerType = "conv"
 FULL_ATTENTION: LayerType = "full_attention"
 
-#: Keys that spell one value in two ways: (name in transformers, alias of the released configs).
+#: Keys that spell one value in several ways: the name in transformers, then those of the released configs.
 ALIASES = (
-    ("hidden_size", "block_dim"),
-    ("hidden_size", "conv_dim"),
-    ("hidden_size", "conv_dim_out"),
+    ("hidden_size", "block_dim", "conv_dim", "conv_dim_out"),
     ("num_attention_heads", "num_heads"),
     ("norm_eps", "block_norm_eps"),
     ("tie_word_embeddings", "tie_embedding"),
+    ("rope_theta", "theta"),
 )
+
+#: Switches of the released configs that transformers does not read: it computes as if they were on.
+ALWAYS_ON = ("block_use_swiglu", "use_pos_enc")
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise SourceError(f"{folder} has no config.json; give the folder that `save_pretrained` wrote")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid JSON ({error}); restore it from the checkpoint's source") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{path} holds a {type(config).__name__}, expected a JSON object; restore it from the source")
@@ -137,7 +140,7 @@ def adjusted_ff_dim(config: Mapping[str, Any], ff_dim: int) -> int:
     multiplier = config.get("block_ffn_dim_multiplier", 1.0)
     if multiplier is None:
         return width
-    if isinstance(multiplier, bool) or not isinstance(multiplier, int | float) or multiplier <= 0:
+    if isinstance(multiplier, bool) or not isinstance(multiplier, int | float) or not 0 < multiplier < math.inf:
         raise ConfigError(f"config.json: block_ffn_dim_multiplier is {multiplier!r}, expected a positive number")
     multiple_of = _integer(config, "block_multiple_of", default=256)
     width = int(multiplier * width)
@@ -156,9 +159,12 @@ def parse_spec(config: Mapping[str, Any]) -> ModelSpec:
         raise ConfigError(
             f"config.json: model_type is {model_type!r}, expected 'lfm2'; this tool exports LFM2 text models only"
         )
-    if "quantization_config" in config:
+    if config.get("quantization_config") is not None:
         raise ConfigError("config.json: quantization_config is set; export from the unquantized checkpoint instead")
     _check_aliases(config)
+    for name in ALWAYS_ON:
+        if config.get(name) is not None and config[name] is not True:
+            raise ConfigError(f"config.json: {name} is {config[name]!r}, expected true; nothing else is proven")
     hidden_size = _integer(config, "hidden_size", "block_dim")
     heads = _integer(config, "num_attention_heads", "num_heads")
     key_value_heads = _integer(config, "num_key_value_heads")
@@ -196,12 +202,15 @@ def parse_spec(config: Mapping[str, Any]) -> ModelSpec:
 
 
 def _check_aliases(config: Mapping[str, Any]) -> None:
-    for name, alias in ALIASES:
-        if config.get(name) is not None and config.get(alias) is not None and config[name] != config[alias]:
-            raise ConfigError(
-                f"config.json contradicts itself: {name} is {config[name]!r} but {alias} is {config[alias]!r}; "
-                "make them equal or remove one"
-            )
+    for names in ALIASES:
+        stated = [name for name in names if config.get(name) is not None]
+        for alias in stated[1:]:
+            name = stated[0]
+            if config[name] != config[alias]:
+                raise ConfigError(
+                    f"config.json contradicts itself: {name} is {config[name]!r} but {alias} is {config[alias]!r}; "
+                    "make them equal or remove one"
+                )
 
 
 def _first(config: Mapping[str, Any], names: tuple[str, ...], default: Any) -> tuple[str, Any]:
@@ -222,7 +231,7 @@ def _integer(config: Mapping[str, Any], *names: str, default: int | None = None)
 
 def _positive(config: Mapping[str, Any], *names: str, default: float | None = None) -> float:
     name, value = _first(config, names, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ConfigError(f"config.json: {name} is {value!r}, expected a positive number")
     return float(value)
 
@@ -258,6 +267,8 @@ def _layer_types(config: Mapping[str, Any]) -> tuple[LayerType, ...]:
     count = _integer(config, "num_hidden_layers")
     indices = config.get("full_attn_idxs")
     if indices is not None:
+        if not isinstance(indices, list):
+            raise ConfigError(f"config.json: full_attn_idxs is {indices!r}, expected a list of layer numbers")
         bad = [i for i in indices if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < count]
         if bad:
             raise ConfigError(f"config.json: full_attn_idxs holds {bad[0]!r}, expected layer numbers 0 to {count - 1}")
@@ -268,17 +279,21 @@ def _layer_types(config: Mapping[str, Any]) -> tuple[LayerType, ...]:
                 "config.json has neither layer_types nor full_attn_idxs; add one to say which layer is which"
             )
         return tuple(FULL_ATTENTION if i in indices else CONV for i in range(count))
+    if not isinstance(types, list):
+        raise ConfigError(f"config.json: layer_types is {types!r}, expected a list of 'conv' and 'full_attention'")
     if len(types) != count:
         raise ConfigError(
-            f"config.json contradicts itself: num_hidden_layers is {count} but layer_types has {len(types)} entries"
+            f"config.json contradicts itself: num_hidden_layers is {count} but layer_types has {len(types)} entries; "
+            "make them agree"
         )
     unknown = sorted({str(kind) for kind in types} - {CONV, FULL_ATTENTION})
     if unknown:
         raise ConfigError(f"config.json: layer_types holds {unknown[0]!r}, expected 'conv' or 'full_attention'")
     attention = [i for i, kind in enumerate(types) if kind == FULL_ATTENTION]
-    if indices is not None and sorted(indices) != attention:
+    if indices is not None and sorted(set(indices)) != attention:
         raise ConfigError(
-            f"config.json contradicts itself: full_attn_idxs is {sorted(indices)} but layer_types has attention at {attention}"
+            f"config.json contradicts itself: full_attn_idxs is {sorted(indices)} but layer_types has attention at "
+            f"{attention}; make them agree or remove one"
         )
     return cast("tuple[LayerType, ...]", tuple(types))
 
@@ -289,6 +304,10 @@ def _rope_theta(config: Mapping[str, Any]) -> float:
         parameters = config.get(name)
         if parameters is None:
             continue
+        if not isinstance(parameters, dict):
+            raise ConfigError(
+                f"config.json: {name} is {parameters!r}, expected an object with rope_type and rope_theta"
+            )
         kind = parameters.get("rope_type", parameters.get("type", "default"))
         if kind != "default":
             raise ConfigError(
@@ -298,7 +317,8 @@ def _rope_theta(config: Mapping[str, Any]) -> float:
         outer = config.get("rope_theta")
         if inner is not None and outer is not None and inner != outer:
             raise ConfigError(
-                f"config.json contradicts itself: rope_theta is {outer!r} but {name}.rope_theta is {inner!r}"
+                f"config.json contradicts itself: rope_theta is {outer!r} but {name}.rope_theta is {inner!r}; "
+                "make them equal or remove one"
             )
         if inner is not None:
             return _positive(parameters, "rope_theta")

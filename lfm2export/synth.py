@@ -34,6 +34,18 @@ BLOCK_VALUES = 1 << 20
 #: Bytes of one piece of rows.
 PIECE_BYTES = 8 << 20
 
+#: A card, so that nobody takes the numbers for a model.
+CARD = """---
+license: apache-2.0
+pipeline_tag: text-generation
+---
+
+# Random weights of the shapes of LFM2-{size}
+
+Written by `lfm2-export synth {size}` (seed {seed}) to measure the memory, speed and size of an export. It has learned
+nothing. Tokenizer and chat template are those of the small model that ships with lfm2export.
+"""
+
 #: hidden size, heads, layers, block_ff_dim, auto-adjusted, attention layers of the released checkpoints.
 _SIXTEEN = (2, 5, 8, 10, 12, 14)
 _THIRTY = (2, 5, 9, 13, 17, 21, 24, 27)
@@ -46,7 +58,7 @@ FAMILY: dict[str, tuple[int, int, int, int, bool, tuple[int, ...]]] = {
 
 #: What stands beside the weights, copied from the shipped model; without the first two nothing can be built from it.
 REQUIRED_COMPANIONS = ("tokenizer.json", "tokenizer_config.json")
-COMPANIONS = (*REQUIRED_COMPANIONS, "chat_template.jinja", "generation_config.json", "LICENSE")
+COMPANIONS = (*REQUIRED_COMPANIONS, "chat_template.jinja", "generation_config.json", "LICENSE", "NOTICE")
 
 
 def family_config(size: str) -> dict[str, Any]:
@@ -89,8 +101,10 @@ def family_config(size: str) -> dict[str, Any]:
         "num_key_value_heads": 8,
         "pad_token_id": 0,
         "rope_theta": 1000000.0,
+        "theta": 1000000.0,
+        "tie_embedding": True,
         "torch_dtype": "bfloat16",
-        "transformers_version": "4.54.0",
+        "transformers_version": "4.55.0.dev0",
         "use_cache": True,
         "use_pos_enc": True,
         "vocab_size": 65536,
@@ -126,7 +140,8 @@ def write_synth(
     for name in REQUIRED_COMPANIONS:
         if not (companions / name).is_file():
             raise SourceError(f"{companions} has no {name}; reinstall the package, the shipped model belongs to it")
-    return _write(config, folder, companions, seed, "BF16", shard_bytes, progress, force)
+    card = CARD.format(size=size, seed=seed)
+    return _write(config, folder, companions, seed, "BF16", shard_bytes, progress, force, card)
 
 
 def write_custom(
@@ -156,6 +171,7 @@ def _write(
     shard_bytes: int | None,
     progress: Progress,
     force: bool,
+    card: str | None = None,
 ) -> Path:
     spec = parse_spec(config)
     folder = Path(folder)
@@ -173,6 +189,8 @@ def _write(
             for name in COMPANIONS:
                 if companions is not None and (companions / name).is_file():
                     shutil.copyfile(companions / name, staging / name)
+            if card is not None:
+                (staging / "README.md").write_text(card, encoding="utf-8")
             _replace(folder, staging)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
