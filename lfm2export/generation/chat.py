@@ -1,0 +1,136 @@
+"""Conversations that keep the cache: of each turn only what is new is prefilled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic
+
+from lfm2export.generation.loop import Generated, Model, S, Stop, generate
+from lfm2export.generation.sampling import Sampler
+from lfm2export.generation.text import ChatTokenizer, StreamDecoder
+from lfm2export.generation.tools import ToolCalls, parse_tool_calls
+
+
+@dataclass(frozen=True)
+class Answer(Generic[S]):
+    """One turn of the assistant.
+
+    text: the answer with its special tokens, the stop token left out, as the conversation keeps it. calls: the tool
+    calls in it. reused: tokens of the prompt that the cache already held.
+    """
+
+    text: str
+    calls: ToolCalls
+    generated: Generated[S]
+    reused: int
+
+
+def stream(
+    model: Model[S],
+    tokenizer: ChatTokenizer,
+    tokens: Sequence[int],
+    *,
+    max_new_tokens: int,
+    on_text: Callable[[str], None],
+    sampler: Sampler | None = None,
+    eos_ids: Collection[int] = (),
+    skip_special: bool = True,
+    state: S | None = None,
+) -> Generated[S]:
+    """:func:`generate`, with the answer handed to `on_text` piece by piece; the stop token is not shown."""
+    decoder = StreamDecoder(lambda ids: tokenizer.decode(ids, skip_special=skip_special))
+
+    def show(token: int) -> None:
+        piece = "" if token in eos_ids else decoder.push(token)
+        if piece:
+            on_text(piece)
+
+    generated = generate(
+        model,
+        tokens,
+        max_new_tokens=max_new_tokens,
+        sampler=sampler,
+        eos_ids=eos_ids,
+        on_token=show,
+        state=state,
+    )
+    rest = decoder.flush()
+    if rest:
+        on_text(rest)
+    return generated
+
+
+class Conversation(Generic[S]):
+    """Messages, and the model's state after them.
+
+    When the conversation as rendered for a turn begins with the very tokens that the cache holds, only the rest is
+    fed; otherwise (a template that rewrites earlier turns, a text that tokenizes differently) all of it is, afresh.
+
+    Args:
+        tools: function objects, as the chat template takes them.
+        system: the system message.
+    """
+
+    def __init__(
+        self,
+        model: Model[S],
+        tokenizer: ChatTokenizer,
+        *,
+        eos_ids: Collection[int],
+        max_new_tokens: int = 512,
+        sampler: Sampler | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        system: str | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.eos_ids = eos_ids
+        self.max_new_tokens = max_new_tokens
+        self.sampler = sampler if sampler is not None else Sampler()
+        self.tools = tools
+        self.messages: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
+        self._cached: list[int] = []
+        self._state: S | None = None
+
+    def ask(
+        self,
+        content: str,
+        *,
+        role: str = "user",
+        on_text: Callable[[str], None] | None = None,
+        skip_special: bool = True,
+    ) -> Answer[S]:
+        """Add one message (`role` "tool" for a tool's result) and answer it.
+
+        A turn that fails, or is interrupted before its first token, leaves the conversation as it was.
+
+        Raises:
+            PromptError: the template refuses the message, or the conversation no longer fits the context.
+        """
+        messages = [*self.messages, {"role": role, "content": content}]
+        tokens = self.tokenizer.encode_chat(messages, tools=self.tools)
+        extends = len(tokens) > len(self._cached) and tokens[: len(self._cached)] == self._cached
+        state, reused = (self._state, len(self._cached)) if extends and self._state is not None else (None, 0)
+        generated = stream(
+            self.model,
+            self.tokenizer,
+            tokens,
+            max_new_tokens=self.max_new_tokens,
+            on_text=on_text if on_text is not None else _ignore,
+            sampler=self.sampler,
+            eos_ids=self.eos_ids,
+            skip_special=skip_special,
+            state=state,
+        )
+        self._state = generated.state
+        self._cached = [*tokens, *generated.tokens][: int(generated.state.lengths[0])]
+        answer = generated.tokens[:-1] if generated.stop is Stop.EOS else generated.tokens
+        text = self.tokenizer.decode(answer)
+        if generated.tokens:
+            self.messages = [*messages, {"role": "assistant", "content": text}]
+        return Answer(text, parse_tool_calls(text), generated, reused)
+
+
+def _ignore(text: str) -> None:
+    """No listener."""
