@@ -35,7 +35,7 @@ standin (int64[batch_size, sequence_length] input_ids, int64[batch_size, total_s
          int64[batch_size, sequence_length] position_ids, TYPE[batch_size, 16, 3] "past_conv.0",
          TYPE[batch_size, 1, past_sequence_length, 8] "past_key_values.1.key",
          TYPE[batch_size, 1, past_sequence_length, 8] "past_key_values.1.value")
-     => (float[batch_size, ROWS, 40] logits, TYPE[batch_size, 16, 3] "present_conv.0",
+     => (float[batch_size, ROWS, VOCABULARY] logits, TYPE[batch_size, 16, 3] "present_conv.0",
          TYPE[batch_size, 1, total_sequence_length, 8] "present.1.key",
          TYPE[batch_size, 1, total_sequence_length, 8] "present.1.value")
 {
@@ -77,16 +77,17 @@ standin (int64[batch_size, sequence_length] input_ids, int64[batch_size, total_s
 
 
 def write_standin(
-    folder: Path, *, half: bool = False, logits: str = "last", name: str = "model.onnx", seed: int = 0
+    folder: Path, *, half: bool = False, logits: str = "last", name: str = "model.onnx", vocabulary: int = 40
 ) -> Path:
     """Write config.json and onnx/`name` to `folder`; returns `folder`."""
     text = GRAPH.replace("TYPE", "float16" if half else "float").replace("CODE", "10" if half else "1")
     text = text.replace("SELECT", "Slice (summed, last, end, one)" if logits == "last" else "Identity (summed)")
     text = text.replace("ROWS", "1" if logits == "last" else "sequence_length")
+    text = text.replace("VOCABULARY", str(vocabulary))
     model = onnx.parser.parse_model(text)
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     weights = {
-        "table": random.normal(size=(40, 16)),
+        "table": random.normal(size=(vocabulary, 16)),
         "kernel": random.normal(size=(16, 1, 3)),
         "query_weight": random.normal(size=(16, 16)) / 4,
         "key_weight": random.normal(size=(16, 8)) / 4,
@@ -98,5 +99,5 @@ def write_standin(
         model.graph.initializer.append(numpy_helper.from_array(value.astype(dtype), key))
     (folder / "onnx").mkdir(parents=True, exist_ok=True)
     onnx.save(model, folder / "onnx" / name)
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"vocab_size": vocabulary}))
     return folder
