@@ -30,6 +30,9 @@ OPSET = 21
 IR_VERSION = 10
 MICROSOFT_OPSET = 1
 
+#: numpy name of an element type -> its ONNX name.
+ONNX_TYPES = {"int64": "INT64", "float32": "FLOAT", "float16": "FLOAT16"}
+
 #: A browser's ArrayBuffer holds 2,145,386,496 bytes at most; no chunk of external data is larger.
 MAX_CHUNK_BYTES = 2_145_386_496
 

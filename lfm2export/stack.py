@@ -13,14 +13,13 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from lfm2export.contract import CacheDtype, Tensor, caches, contract
+from lfm2export.contract import ONNX_TYPES, Cache, Tensor, caches
 from lfm2export.errors import GraphError
 from lfm2export.spec import CONV, FULL_ATTENTION, ModelSpec
 from lfm2export.trace import SCOPES
 from lfm2export.weights import RECIPE, Recipe
 
 _LAYER = re.compile(r"model\.layers\.(\d+)")
-_TYPES = {"int64": ir.DataType.INT64, "float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
 
 
 def template_spec(spec: ModelSpec) -> ModelSpec:
@@ -32,7 +31,7 @@ def template_spec(spec: ModelSpec) -> ModelSpec:
 def graph_value(tensor: Tensor) -> ir.Value:
     """A graph input or output as the contract states it."""
     return ir.Value(
-        name=tensor.name, shape=ir.Shape(tensor.shape), type=ir.TensorType(_TYPES[tensor.dtype])
+        name=tensor.name, shape=ir.Shape(tensor.shape), type=ir.TensorType(ir.DataType[ONNX_TYPES[tensor.dtype]])
     )
 
 
@@ -75,7 +74,7 @@ def stack(template: ir.Model, spec: ModelSpec) -> None:
         for old, new in zip(_of_layer(old_caches, body), _of_layer(new_caches, layer), strict=True):
             present = mapping[old_outputs[old.present.name]]
             present.name, present.shape = new.present.name, ir.Shape(new.present.shape)
-            present.dtype = _TYPES[new.present.dtype]
+            present.type = ir.TensorType(ir.DataType[ONNX_TYPES[new.present.dtype]])
             presents.append(present)
         hidden = mapping[outs[body]]
 
@@ -93,9 +92,6 @@ def stack(template: ir.Model, spec: ModelSpec) -> None:
     plain = [value for value in graph.inputs if not any(value.name == cache.past.name for cache in old_caches)]
     graph.inputs.clear()
     graph.inputs.extend([*plain, *new_inputs.values()])
-    for name in list(graph.initializers):
-        if graph.initializers[name].name != name:
-            raise GraphError(f"initializer {name} is registered under another name; this is a bug of lfm2export")
 
 
 def _layer_of(node: ir.Node, known: dict[ir.Node, int]) -> int | None:
@@ -107,7 +103,7 @@ def _layer_of(node: ir.Node, known: dict[ir.Node, int]) -> int | None:
     return max((known[producer] for producer in producers if producer in known), default=None)
 
 
-def _of_layer(all_caches: tuple, layer: int) -> list:  # type: ignore[type-arg]
+def _of_layer(all_caches: tuple[Cache, ...], layer: int) -> list[Cache]:
     return [cache for cache in all_caches if cache.layer == layer]
 
 
@@ -120,12 +116,7 @@ def _embedding_output(graph: ir.Graph) -> ir.Value:
 
 def _hidden_out(body: list[ir.Node], layer: int) -> ir.Value:
     inside = set(body)
-    found = [
-        output
-        for node in body
-        for output in node.outputs
-        if any(use.node not in inside for use in output.uses())
-    ]
+    found = [output for node in body for output in node.outputs if any(use.node not in inside for use in output.uses())]
     if len(found) != 1:
         names = [value.name for value in found]
         raise GraphError(f"template layer {layer} passes {names} on, expected exactly one hidden state")

@@ -24,6 +24,7 @@ from torch.export import Dim
 
 from lfm2export.contract import (
     IR_VERSION,
+    ONNX_TYPES,
     OPSET,
     LogitsMode,
     contract,
@@ -179,7 +180,9 @@ def _inverse_frequencies(config: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
 def _example(spec: ModelSpec) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Example arguments and their dynamic dimensions. Sizes are all different and above 1, so that none is specialized."""
     batch, length, past_length = 2, 5, 3
-    dims = {name: Dim(name) for name in ("batch_size", "sequence_length", "past_sequence_length", "total_sequence_length")}
+    dims = {
+        name: Dim(name) for name in ("batch_size", "sequence_length", "past_sequence_length", "total_sequence_length")
+    }
     row = {0: dims["batch_size"]}
     tokens = row | {1: dims["sequence_length"]}
     past: list[Any] = []
@@ -239,4 +242,4 @@ def _name_contract(model: ir.Model, spec: ModelSpec, logits: LogitsMode) -> None
         for value, tensor in zip(values, tensors, strict=True):
             value.name = tensor.name
             value.shape = ir.Shape(tensor.shape)
-            value.dtype = ir.DataType[{"int64": "INT64", "float32": "FLOAT", "float16": "FLOAT16"}[tensor.dtype]]
+            value.type = ir.TensorType(ir.DataType[ONNX_TYPES[tensor.dtype]])

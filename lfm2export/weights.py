@@ -1,19 +1,40 @@
 """Weights as recipes: what an initializer is made of, to be evaluated piece by piece while its file is written.
 
-No initializer of the model is ever resident. The tracer gives each one the recipe "this source tensor, as it is"; passes
-rewrite recipes (stack rows, transpose, cast, quantize into blocks) as they rewrite nodes; `writer` evaluates them.
+No initializer of the model is ever resident. The tracer gives each one the recipe "this source tensor, as it is";
+passes rewrite recipes (stack rows, transpose, cast, quantize into blocks) as they rewrite nodes; `writer`
+evaluates them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 Component = Literal["values", "codes", "scales", "zero_points"]
 Quantizer = Literal["round", "search"]
 
 #: Key of an `onnx_ir.Value`'s meta store under which its recipe lies.
 RECIPE = "lfm2export.recipe"
+
+
+class SourceTensor(Protocol):
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+class WeightSource(Protocol):
+    """What recipes are evaluated from: a checkpoint, read a range at a time, from any thread."""
+
+    @property
+    def tensors(self) -> Mapping[str, SourceTensor]: ...
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows [start, stop) of axis 0, a C-contiguous array that the caller may change."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -43,6 +64,7 @@ class Recipe:
 
     dtype: ONNX name of the stored type ("FLOAT", "FLOAT16", "UINT8").
     shape: as stored. A "values" initializer is the stacked matrix, transposed if asked, reshaped to `shape`.
+    leading_zeros: that many zeros are put in front of the last axis (a convolution kernel's first taps).
     block: set for the three components of a quantized matrix; they share one evaluation.
       codes       uint8   [N, blocks, block_size * bits / 8]   4 bit: low nibble first
       scales      float16 [N, blocks]
@@ -53,6 +75,7 @@ class Recipe:
     shape: tuple[int, ...]
     dtype: Literal["FLOAT", "FLOAT16", "UINT8"] = "FLOAT"
     transpose: bool = False
+    leading_zeros: int = 0
     block: BlockFormat | None = None
     component: Component = "values"
 

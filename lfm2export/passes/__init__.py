@@ -9,8 +9,19 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from lfm2export.contract import LogitsMode
 from lfm2export.errors import GraphError
-from lfm2export.passes import attention, cleanup, projections, qk_norm, rms_norm, rotary, short_conv, skip_norm
+from lfm2export.passes import (
+    attention,
+    cleanup,
+    last_token,
+    projections,
+    qk_norm,
+    rms_norm,
+    rotary,
+    short_conv,
+    skip_norm,
+)
 from lfm2export.passes.matching import Firing, remove_dead
 from lfm2export.spec import ModelSpec
 
@@ -24,8 +35,8 @@ class Pass:
     expected: Callable[[ModelSpec], int]
 
 
-#: What makes the traced graph fast; the same for every dtype. The order matters: each reads what those before it made.
-FUSIONS = (
+#: What makes the traced graph fast, whatever the dtype. The order matters: each reads what those before it made.
+_FUSIONS = (
     Pass("rms_norm", rms_norm.fuse, rms_norm.expected),
     Pass("rotary", rotary.fuse, rotary.expected),
     Pass("attention", attention.fuse, attention.expected),
@@ -34,6 +45,12 @@ FUSIONS = (
     Pass("projections", projections.fuse, projections.expected),
     Pass("skip_norm", skip_norm.fuse, skip_norm.expected),
 )
+_LAST_TOKEN = (Pass("last_token", last_token.fuse, last_token.expected),)
+
+
+def fusions(logits: LogitsMode) -> tuple[Pass, ...]:
+    """The passes that every dtype shares."""
+    return (*_FUSIONS, *_LAST_TOKEN) if logits == "last" else _FUSIONS
 
 
 def run(model: ir.Model, spec: ModelSpec, passes: Sequence[Pass]) -> dict[str, int]:

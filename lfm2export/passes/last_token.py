@@ -12,11 +12,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from lfm2export.passes.matching import Builder, Firing, NoMatch, expect, rewrite
+from lfm2export.passes.matching import Builder, Firing, NoMatch, expect, operands, recipe_of, rewrite
 from lfm2export.spec import ModelSpec
-
-#: Operators of which every token's output depends on that token's inputs alone.
-TOKENWISE = ("SkipSimplifiedLayerNormalization", "MatMul", "Mul", "Sigmoid", "Add")
 
 
 def expected(spec: ModelSpec) -> int:
@@ -24,32 +21,34 @@ def expected(spec: ModelSpec) -> int:
 
 
 def fuse(model: ir.Model, spec: ModelSpec) -> Firing:
-    logits = model.graph.outputs[0]
-
     def attempt(gather: ir.Node, op: Builder) -> None:
-        if not _reaches(gather, logits):
-            raise NoMatch("it does not lead to the logits")
         final = expect(gather.inputs[0], "SkipSimplifiedLayerNormalization")
+        middle, _ = operands(final, final.op_type)
         index = expect(expect(gather.inputs[1], "Expand").inputs[0], "Unsqueeze").outputs[0]
-        middle = next(
-            (p for v in final.inputs if v and (p := v.producer()) and p.op_type == final.op_type), None
-        )
-        if middle is None:
-            raise NoMatch("no second norm in the last layer")
-        moved: dict[ir.Value, ir.Value] = {}
-        for node in _between(middle, final):
-            for number, value in enumerate(node.inputs):
-                producer = value.producer() if value is not None else None
-                if value is None or value in moved or producer is None:
-                    continue
-                if _tokenwise_after(producer, middle):
-                    continue
-                source = producer.inputs[0] if node is middle and producer.op_type == "MatMul" else value
-                if source is not value and source is not None:  # the output projection moves behind the gather as well
-                    moved[value] = op("MatMul", _last(op, source, index), producer.inputs[1])
-                else:
-                    moved[value] = _last(op, value, index)
-                node.replace_input_with(number, moved[value])
+        place = next((i for i in (0, 1) if _projection(middle.inputs[i]) is not None), None)
+        if place is None:
+            raise NoMatch("the last layer's output projection is not found")
+        projection = _projection(middle.inputs[place])
+        assert projection is not None
+        early = Builder(model.graph, projection)
+        width = recipe_of(projection.inputs[1]).shape[0]
+        projection.replace_input_with(0, _last(early, projection.inputs[0], index, width))
+        middle.replace_input_with(1 - place, _last(early, middle.inputs[1 - place], index, spec.hidden_size))
         op.replace(gather.outputs[0], final.outputs[0])
 
     return rewrite(model, "GatherElements", attempt)
+
+
+def _projection(value: ir.Value | None) -> ir.Node | None:
+    """The layer's output projection if it makes `value`, through the addition of its bias where it has one."""
+    node = value.producer() if value is not None else None
+    if node is not None and node.op_type == "Add":
+        node = next((p for v in node.inputs if v is not None and (p := v.producer()) is not None), None)
+    if node is None or node.op_type != "MatMul":
+        return None
+    return node if recipe_of(node.inputs[1]).parts[0].endswith(".out_proj.weight") else None
+
+
+def _last(op: Builder, value: ir.Value | None, index: ir.Value, width: int) -> ir.Value:
+    """value [B, S, width], index [B, 1, 1] -> [B, 1, width]."""
+    return op("GatherElements", value, op("Expand", index, op.constant([1, 1, width])), axis=1)

@@ -129,13 +129,15 @@ def expect(value: ir.Value | None, op_type: str) -> ir.Node:
     producer = value.producer() if value is not None else None
     if producer is None or producer.op_type != op_type:
         got = producer.op_type if producer is not None else "a graph input or initializer"
-        raise NoMatch(f"expected {op_type} before {value.name if value is not None else 'an absent input'}, found {got}")
+        raise NoMatch(
+            f"expected {op_type} before {value.name if value is not None else 'an absent input'}, found {got}"
+        )
     return producer
 
 
 def operands(node: ir.Node, op_type: str) -> tuple[ir.Node, ir.Value]:
-    """Of a commutative node's two inputs, the one made by `op_type` and the other one."""
-    left, right = node.inputs
+    """Of a commutative node's first two inputs, the one made by `op_type` and the other one."""
+    left, right = node.inputs[:2]
     for value, other in ((left, right), (right, left)):
         producer = value.producer() if value is not None else None
         if producer is not None and producer.op_type == op_type and other is not None:

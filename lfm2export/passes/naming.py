@@ -61,7 +61,9 @@ def fuse(model: ir.Model, spec: ModelSpec) -> Firing:
 def _path(node: ir.Node) -> str:
     scopes = _SCOPE.findall(node.metadata_props.get(SCOPES, ""))
     modules = [scope for scope in scopes if "." in scope or scope == "lm_head"]
-    return modules[-1].replace("model.model.", "model.").replace(".", "/").replace("layers/", "layers.") if modules else ""
+    return (
+        modules[-1].replace("model.model.", "model.").replace(".", "/").replace("layers/", "layers.") if modules else ""
+    )
 
 
 def _unique(name: str, seen: Counter[str]) -> str:

@@ -51,4 +51,3 @@ def _value(value: ir.Value | None) -> ir.Value:
     if value is None:
         raise NoMatch("the Reshape reads nothing")
     return value
-

@@ -13,7 +13,18 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from lfm2export.passes.matching import Builder, Firing, NoMatch, constant_array, expect, only_user, operands, recipe_of, rewrite, scalar
+from lfm2export.passes.matching import (
+    Builder,
+    Firing,
+    NoMatch,
+    constant_array,
+    expect,
+    only_user,
+    operands,
+    recipe_of,
+    rewrite,
+    scalar,
+)
 from lfm2export.spec import ModelSpec
 
 
@@ -37,11 +48,7 @@ def fuse(model: ir.Model, spec: ModelSpec) -> Firing:
         scaled = only_user(normalized.outputs[0], "Mul")
         weight = next(value for value in scaled.inputs if value is not normalized.outputs[0])
         recipe_of(weight)
-        y = op(
-            "SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=scalar(epsilon), stash_type=1
-        )
+        y = op("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=scalar(epsilon), stash_type=1)
         op.replace(scaled.outputs[0], y)
 
     return rewrite(model, "Reciprocal", attempt)
-
-

@@ -1,0 +1,75 @@
+"""float16: weights, activations and caches are halved; what needs the range or the precision stays float32.
+
+    past, weights, constants float32                  past, weights, constants float16
+    rotary rows double - Cast(float32)        ->      rotary rows double - Cast(float16)
+    logits float32                                    logits float16 - Cast(float32) - logits
+
+Norms (stash_type 1) and attention's softmax compute in float32 inside their operators; the rotary rows are computed in
+double and rounded once. Fires once for every weight, cache input and rotary row, and for the logits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from lfm2export.passes.matching import Builder, Firing
+from lfm2export.spec import ModelSpec
+from lfm2export.weights import RECIPE, Recipe
+
+HALF = ir.DataType.FLOAT16
+
+
+def expected(spec: ModelSpec) -> int:
+    """The caches, cosine and sine where there is attention, and the logits. Weights depend on what was packed before."""
+    return len(spec.conv_layers) + 2 * len(spec.attention_layers) + (2 if spec.attention_layers else 0) + 1
+
+
+def fuse(model: ir.Model, spec: ModelSpec) -> Firing:
+    graph = model.graph
+    firing = Firing()
+    for value in graph.initializers.values():
+        if RECIPE in value.meta:
+            recipe: Recipe = value.meta[RECIPE]
+            value.meta[RECIPE] = replace(recipe, dtype="FLOAT16")
+            value.type = ir.TensorType(HALF)
+    for value in graph.inputs:
+        if value.dtype == ir.DataType.FLOAT:
+            value.type = ir.TensorType(HALF)
+            firing.count += 1
+    for value in graph.outputs[1:]:
+        value.type = ir.TensorType(HALF)
+    for node in list(graph):
+        if node.op_type == "Cast" and _from_double(node):
+            y = Builder(graph, node)("Cast", node.inputs[0], to=HALF)
+            Builder(graph, node).replace(node.outputs[0], y)
+            firing.count += 1
+    _float_logits(graph)
+    firing.count += 1
+    return firing
+
+
+def _from_double(cast: ir.Node) -> bool:
+    source = cast.inputs[0]
+    producer = source.producer() if source is not None else None
+    return producer is not None and producer.op_type == "Sin"
+
+
+def _float_logits(graph: ir.Graph) -> None:
+    """Logits are float32 for every dtype: samplers and Transformers.js read them so."""
+    logits = graph.outputs[0]
+    producer = logits.producer()
+    assert producer is not None
+    half = ir.Value(name="logits.half", type=ir.TensorType(HALF))
+    twin = ir.node(
+        producer.op_type,
+        producer.inputs,
+        attributes={name: attribute.value for name, attribute in producer.attributes.items()},
+        domain=producer.domain,
+        outputs=[half],
+        metadata_props=producer.metadata_props,
+    )
+    graph.insert_before(producer, twin)
+    op = Builder(graph, producer)
+    op.replace(logits, op("Cast", half, to=ir.DataType.FLOAT))

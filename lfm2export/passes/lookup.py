@@ -1,0 +1,76 @@
+"""Embedding lookup in a block-quantized table, from the very initializers that the head's MatMulNBits reads.
+
+    ids [B, S] - Gather(codes) - BitwiseAnd 15 -+- Concat - Cast - Sub(zero point) - Mul(Gather(scales)) - [B, S, H]
+                               - BitShift 4   --+
+
+Eight bits need no unpacking. The portable form has kernels, or a fall-back, in every runtime; GatherBlockQuantized, one operator
+instead, has none in the wasm build that Transformers.js loads by default.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from lfm2export.passes.matching import MICROSOFT, Builder, NoMatch
+
+if TYPE_CHECKING:
+    from lfm2export.passes.block_quantize import BlockWeights
+
+LookupKind = Literal["portable", "gather_block_quantized"]
+
+
+def rows(op: Builder, ids: ir.Value | None, table: BlockWeights, kind: LookupKind, *, half: bool) -> ir.Value:
+    """ids [B, S] -> [B, S, H] in the activations' type."""
+    if kind == "gather_block_quantized":
+        return _gather_block_quantized(op, ids, table)
+    block, blocks = table.format, table.format.blocks(table.columns)
+    kind_of_float = ir.DataType.FLOAT16 if half else ir.DataType.FLOAT
+    codes = _codes(op, op("Gather", table.codes, ids, axis=0), block.bits, [0, 0, blocks, block.block_size])
+    values = op("Cast", codes, to=kind_of_float)
+    if table.zero_points is None:
+        zero = op.constant(np.array(block.zero_point, dtype=np.float16 if half else np.float32))
+    else:
+        packed = blocks + blocks % 2 if block.bits == 4 else blocks
+        found = _codes(op, op("Gather", table.zero_points, ids, axis=0), block.bits, [0, 0, packed, 1])
+        if packed != blocks:
+            found = op("Slice", found, op.constant([0]), op.constant([blocks]), op.constant([2]))
+        zero = op("Cast", found, to=kind_of_float)
+    scales = op("Unsqueeze", op("Gather", table.scales, ids, axis=0), op.constant([3]))
+    flat = op("Reshape", op("Mul", op("Sub", values, zero), scales), op.constant([0, 0, -1]))
+    if blocks * block.block_size != table.columns:
+        flat = op("Slice", flat, op.constant([0]), op.constant([table.columns]), op.constant([2]))
+    return flat
+
+
+def _codes(op: Builder, packed: ir.Value, bits: int, shape: list[int]) -> ir.Value:
+    """Codes one a byte, reshaped to `shape`; of two in a byte the low nibble comes first."""
+    if bits == 4:
+        last = op.constant([-1])
+        low = op("BitwiseAnd", packed, op.constant(np.array(15, dtype=np.uint8)))
+        high = op("BitShift", packed, op.constant(np.array(4, dtype=np.uint8)), direction="RIGHT")
+        packed = op("Concat", op("Unsqueeze", low, last), op("Unsqueeze", high, last), axis=-1)
+    return op("Reshape", packed, op.constant(shape))
+
+
+def _gather_block_quantized(op: Builder, ids: ir.Value | None, table: BlockWeights) -> ir.Value:
+    block = table.format
+    if table.zero_points is not None:
+        raise NoMatch(
+            "GatherBlockQuantized reads zero points in another layout than MatMulNBits; use a symmetric table"
+        )
+    scales = op("Unsqueeze", table.scales, op.constant([2]))
+    rows = op(
+        "GatherBlockQuantized",
+        table.codes,
+        ids,
+        scales,
+        domain=MICROSOFT,
+        bits=block.bits,
+        block_size=block.block_size,
+        gather_axis=0,
+        quantize_axis=2,
+    )
+    return op("Reshape", rows, op.constant([0, 0, -1]))

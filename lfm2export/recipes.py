@@ -1,0 +1,106 @@
+"""Recipes as a table: for every dtype the precision passes, the block formats by tensor role, and the file name.
+
+A new dtype is a new row of :data:`RECIPES` (and a file name in `contract.MODEL_FILES`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lfm2export.contract import LogitsMode
+from lfm2export.errors import Lfm2ExportError
+from lfm2export.passes import Pass, block_quantize, half, naming, packing
+from lfm2export.passes.lookup import LookupKind
+from lfm2export.spec import ModelSpec
+from lfm2export.weights import BlockFormat, Quantizer
+
+BLOCK_SIZES = (16, 32, 64, 128)
+TABLE_BITS = (4, 8)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may choose about the files; the same for every dtype of a build.
+
+    block_size: values of a matrix row that share a scale. 32 is WebGPU's fast path; 128 is faster on CPUs, and coarser.
+    symmetric: 4-bit blocks without a zero point: smaller by 1/64 byte a parameter, and less exact.
+    table_bits: of the embedding table in q4 and q4f16; the table is the most sensitive tensor of all.
+    lookup: how the quantized table is read; see `passes.lookup`.
+    """
+
+    logits: LogitsMode = "last"
+    block_size: int = 32
+    symmetric: bool = False
+    table_bits: Literal[4, 8] = 8
+    quantizer: Quantizer = "search"
+    lookup: LookupKind = "portable"
+
+    def __post_init__(self) -> None:
+        if self.block_size not in BLOCK_SIZES:
+            raise Lfm2ExportError(f"block size is {self.block_size}, expected one of {BLOCK_SIZES}")
+        if self.lookup == "gather_block_quantized" and self.table_bits == 4 and not self.symmetric:
+            raise Lfm2ExportError(
+                "GatherBlockQuantized cannot read this table's zero points; add --symmetric, use --table-bits 8, "
+                "or leave the lookup portable"
+            )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One row: is the file float16, and how many bits have body and table (None: not in blocks)."""
+
+    half: bool
+    body_bits: Literal[4, 8] | None
+    table_bits: Literal[4, 8, "option"] | None
+
+
+RECIPES: dict[str, Recipe] = {
+    "fp32": Recipe(half=False, body_bits=None, table_bits=None),
+    "fp16": Recipe(half=True, body_bits=None, table_bits=None),
+    "q8": Recipe(half=False, body_bits=8, table_bits=8),
+    "q4": Recipe(half=False, body_bits=4, table_bits="option"),
+    "q4f16": Recipe(half=True, body_bits=4, table_bits="option"),
+}
+
+
+def body_format(dtype: str, options: Options) -> BlockFormat | None:
+    """Format of the projections, or None where they stay float. Eight bits need no zero point: the gain is nil."""
+    bits = RECIPES[dtype].body_bits
+    if bits is None:
+        return None
+    return BlockFormat(bits, options.block_size, symmetric=bits == 8 or options.symmetric, quantizer=options.quantizer)
+
+
+def table_format(dtype: str, options: Options) -> BlockFormat | None:
+    """Format of the embedding table and of the head."""
+    bits = RECIPES[dtype].table_bits
+    if bits is None:
+        return None
+    chosen = options.table_bits if bits == "option" else bits
+    symmetric = chosen == 8 or options.symmetric
+    return BlockFormat(chosen, options.block_size, symmetric=symmetric, quantizer=options.quantizer)
+
+
+def precision_passes(dtype: str, options: Options) -> tuple[Pass, ...]:
+    """The passes that turn the fused float32 graph into the file of `dtype`, in order."""
+    recipe = RECIPES[dtype]
+    body, table = body_format(dtype, options), table_format(dtype, options)
+    steps: list[Pass] = []
+    if body is not None:
+        steps.append(Pass("packing", packing.fuse, packing.expected))
+    if recipe.half:
+        steps.append(Pass("half", half.fuse, half.expected))
+    if body is not None:
+        fuse = block_quantize.projections_pass(body, half=recipe.half)
+        steps.append(Pass("block_quantize", fuse, _packed_projections))
+    if table is not None:
+        fuse = block_quantize.table_pass(table, options.lookup, half=recipe.half)
+        steps.append(Pass("block_table", fuse, lambda spec: 2))
+    steps.append(Pass("naming", naming.fuse, naming.expected))
+    return tuple(steps)
+
+
+def _packed_projections(spec: ModelSpec) -> int:
+    """A conv layer has two projections, an attention layer two after packing, and every FFN two after packing."""
+    return 4 * spec.num_hidden_layers
