@@ -1,0 +1,75 @@
+"""Quantized blocks in the layout that com.microsoft MatMulNBits reads, and their exact dequantization.
+
+Letters: N rows (output features), K columns (input features), S block_size, G = ceil(K / S) blocks per row.
+
+    weight[n, k] = scales[n, g] * (code[n, k] - zero_point[n, g])        g = k // S
+
+Codes lie row by row, block by block; a 4-bit byte holds the even column in its low nibble. A last block that K does not
+fill holds codes equal to its zero point, so it dequantizes to zeros, whatever the reader does with them.
+Source: the operator's schema in onnxruntime (docs/ContribOperators.md); the tests compare with its CPU kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lfm2export.weights import BlockFormat
+
+
+@dataclass(frozen=True)
+class QuantizedBlocks:
+    """A matrix [N, K] as integer codes with one float16 scale, and perhaps a zero point, per block.
+
+    codes uint8 [N, G, S * bits / 8], scales float16 [N, G], zero_points uint8 [N, ceil(G * bits / 8)] or None when the
+    format is symmetric. saturated: how many blocks held a value that no float16 scale reaches; such values were limited
+    to the largest one that it reaches. largest: the greatest magnitude among them, 0 when there is none.
+    """
+
+    codes: NDArray[np.uint8]
+    scales: NDArray[np.float16]
+    zero_points: NDArray[np.uint8] | None
+    saturated: int = 0
+    largest: float = 0.0
+
+
+def code_bytes(format: BlockFormat) -> int:
+    """Bytes of one block's codes."""
+    return format.block_size * format.bits // 8
+
+
+def zero_point_bytes(format: BlockFormat, columns: int) -> int:
+    """Bytes of one row's zero points."""
+    return -(-format.blocks(columns) * format.bits // 8)
+
+
+def pack(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """[..., n] values below 2**bits -> [..., ceil(n * bits / 8)]; an odd nibble at the end is 0."""
+    if bits == 8:
+        return values
+    low, high = values[..., 0::2], values[..., 1::2]
+    packed = low.copy()
+    packed[..., : high.shape[-1]] |= high << 4
+    return packed
+
+
+def unpack(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8]:
+    """[..., ceil(count * bits / 8)] -> [..., count] values below 2**bits."""
+    if bits == 8:
+        return packed[..., :count]
+    values = np.stack([packed & 15, packed >> 4], axis=-1)
+    return values.reshape(*packed.shape[:-1], -1)[..., :count]
+
+
+def dequantize(quantized: QuantizedBlocks, format: BlockFormat, columns: int) -> NDArray[np.float32]:
+    """The float32 matrix [N, K] that MatMulNBits multiplies by; K is `columns`."""
+    rows, blocks = quantized.scales.shape
+    codes = unpack(quantized.codes, format.bits, format.block_size).astype(np.float32)  # [N, G, S]
+    if quantized.zero_points is None:
+        codes -= format.zero_point
+    else:
+        codes -= unpack(quantized.zero_points, format.bits, blocks)[..., None]
+    codes *= quantized.scales.astype(np.float32)[..., None]
+    return codes.reshape(rows, -1)[:, :columns]
