@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from lfm2export.errors import OutputError, SourceError
 from lfm2export.progress import Progress, silent
 from lfm2export.spec import ModelSpec, parse_spec
+from lfm2export.staging import staged_output
 
 Dtype = Literal["BF16", "F16", "F32"]
 Bits = NDArray[np.unsignedinteger[Any]]
@@ -118,7 +119,6 @@ def write_synth(
     seed: int = 0,
     shard_bytes: int | None = None,
     progress: Progress = silent,
-    force: bool = False,
     companions: Path | None = None,
 ) -> Path:
     """A random checkpoint of a released `size` at `folder`: weights (BF16), config, tokenizer, chat template, licence.
@@ -127,7 +127,6 @@ def write_synth(
 
     Args:
         shard_bytes: split the weights, with an index, into files of at most this many bytes (a larger tensor alone).
-        force: replace a folder that exists.
         companions: where tokenizer and the like come from; the shipped model unless told.
 
     Raises:
@@ -141,7 +140,7 @@ def write_synth(
         if not (companions / name).is_file():
             raise SourceError(f"{companions} has no {name}; reinstall the package, the shipped model belongs to it")
     card = CARD.format(size=size, seed=seed)
-    return _write(config, folder, companions, seed, "BF16", shard_bytes, progress, force, card)
+    return _write(config, folder, companions, seed, "BF16", shard_bytes, progress, card)
 
 
 def write_custom(
@@ -159,7 +158,7 @@ def write_custom(
         ConfigError: the config is not one of an LFM2.
         OutputError: as for :func:`write_synth`.
     """
-    return _write(dict(config), folder, companions, seed, dtype, shard_bytes, silent, False)
+    return _write(dict(config), folder, companions, seed, dtype, shard_bytes, silent)
 
 
 def _write(
@@ -170,47 +169,21 @@ def _write(
     dtype: Dtype,
     shard_bytes: int | None,
     progress: Progress,
-    force: bool,
     card: str | None = None,
 ) -> Path:
     spec = parse_spec(config)
     folder = Path(folder)
-    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not force))):
-        raise OutputError(f"{folder} exists and is not an empty folder; choose another one or remove it (--force)")
-    staging = folder.parent / f".{folder.name}.partial"
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if staging.exists():
-            shutil.rmtree(staging)
-        staging.mkdir()
-        try:
-            _write_weights(spec, staging, seed, dtype, shard_bytes, progress)
-            (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            for name in COMPANIONS:
-                if companions is not None and (companions / name).is_file():
-                    shutil.copyfile(companions / name, staging / name)
-            if card is not None:
-                (staging / "README.md").write_text(card, encoding="utf-8")
-            _replace(folder, staging)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {folder}: {error.strerror or error}; free space or choose another folder"
-        ) from error
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder} exists and is not an empty folder; choose another one, or remove it first")
+    with staged_output(folder, force=True) as staging:  # force: an empty folder may stand there
+        _write_weights(spec, staging, seed, dtype, shard_bytes, progress)
+        (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for name in COMPANIONS:
+            if companions is not None and (companions / name).is_file():
+                shutil.copyfile(companions / name, staging / name)
+        if card is not None:
+            (staging / "README.md").write_text(card, encoding="utf-8")
     return folder
-
-
-def _replace(folder: Path, staging: Path) -> None:
-    """Put `staging` where `folder` may stand: at any moment one of the two is whole, there or under a hidden name."""
-    if not folder.exists():
-        staging.rename(folder)
-        return
-    old = folder.parent / f".{folder.name}.old"
-    folder.rename(old)
-    staging.rename(folder)
-    shutil.rmtree(old)
 
 
 def _write_weights(
