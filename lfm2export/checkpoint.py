@@ -291,6 +291,8 @@ def _read_index(folder: Path, path: Path) -> dict[str, _RawTensor]:
     shards: dict[str, dict[str, _RawTensor]] = {}
     tensors: dict[str, _RawTensor] = {}
     for name, file in weight_map.items():
+        if not isinstance(file, str) or not file or "\0" in file:
+            raise SourceError(f"{path} names the file {file!r} for {name}, expected a file name; {DOWNLOAD_AGAIN}")
         if file not in shards:
             shards[file] = _read_header(_shard(folder, path, file))
         if name not in shards[file]:
@@ -307,10 +309,8 @@ def _read_index(folder: Path, path: Path) -> dict[str, _RawTensor]:
     return tensors
 
 
-def _shard(folder: Path, index: Path, file: Any) -> Path:
+def _shard(folder: Path, index: Path, file: str) -> Path:
     """The path of a shard; inside the folder as named, though it may be a link out (as in the hub's cache)."""
-    if not isinstance(file, str) or not file:
-        raise SourceError(f"{index} names the file {file!r}, expected a file name; {DOWNLOAD_AGAIN}")
     for kind in (PurePosixPath(file), PureWindowsPath(file)):
         if kind.is_absolute() or kind.drive or ".." in kind.parts:
             raise SourceError(f"{index} names {file!r}, a path outside the folder; do not trust it: {DOWNLOAD_AGAIN}")
