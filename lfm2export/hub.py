@@ -101,10 +101,11 @@ def _download(repo_id: str, revision: str | None, progress: Progress) -> tuple[P
                 raise
             return cached, cached.name
         _check_files(repo_id, [sibling.rfilename for sibling in info.siblings or []])
-        folder = snapshot_download(repo_id, revision=info.sha, tqdm_class=_bar(progress), **wanted)
+        # by the name, not info.sha: so the cache learns what the name stands for, and finds it without the hub
+        folder = Path(snapshot_download(repo_id, revision=revision, tqdm_class=_bar(progress), **wanted))
     except (httpx2.HTTPError, HFValidationError, OSError) as error:
         raise _hub_error(error, repo_id, revision) from error
-    return Path(folder), str(info.sha)
+    return folder, folder.name
 
 
 def _cached(repo_id: str, revision: str | None, wanted: dict[str, Any]) -> Path | None:
