@@ -22,8 +22,8 @@ from pathlib import Path
 
 from lfm2export.errors import OutputError
 
-#: Files up to this size are flushed to the disk before the rename: configs, tokenizer, graphs. Flushing larger ones would
-#: take as long as writing them; the manifest's hashes tell whether a power failure damaged one.
+#: Files up to this size are flushed to the disk before the rename: configs, tokenizer, graphs. Flushing larger ones
+#: would take as long as writing them; the manifest's hashes tell whether a power failure damaged one.
 FLUSHED_BYTES = 8 << 20
 
 #: errno values that mean "this disk", whatever file the failing call named.
