@@ -106,6 +106,8 @@ def evaluate(piece: Piece, source: WeightSource, write: Write) -> list[Overflow]
         TensorError, SourceError: as the source raises them, and for weights that are not finite.
     """
     values = source.rows(piece.part, piece.start, piece.stop)
+    if zeros := piece.slots[0].recipe.leading_zeros:
+        values = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(zeros, 0)])
     block = piece.slots[0].recipe.block
     if block is None:
         return _dense(piece, piece.slots[0], values, write)
@@ -179,12 +181,13 @@ def _check(slot: Slot, shapes: list[tuple[int, ...]], rows: int) -> None:
         if got != expected:
             raise GraphError(f"initializer {slot.name} stores {recipe.component} as {got}, expected {expected}")
         return
-    count = rows * math.prod(shapes[0][1:])
+    row = (*shapes[0][1:-1], shapes[0][-1] + recipe.leading_zeros) if recipe.leading_zeros else shapes[0][1:]
+    count = rows * math.prod(row)
     flat = not recipe.transpose or (len(shapes[0]) == 2 and got[1] == (shapes[0][1], rows))
     if recipe.component != "values" or recipe.dtype == "UINT8" or math.prod(recipe.shape) != count or not flat:
         raise GraphError(
             f"initializer {slot.name} stores {recipe.component} as {got}, expected {count} float values of "
-            f"{rows} stacked rows of {list(shapes[0][1:])}{', transposed' if recipe.transpose else ''}"
+            f"{rows} stacked rows of {list(row)}{', transposed' if recipe.transpose else ''}"
         )
 
 

@@ -25,6 +25,8 @@ from lfm2export.weights import BlockFormat
 Array = NDArray[np.float32]
 
 HALF_MAX = 65504.0
+#: Smaller scales round to zero in float16.
+HALF_TINY = 2.0**-25
 
 #: Weights in a chunk: the block columns, the codes and one scratch buffer (3 x 512 kB) fit a 2 MB cache.
 CHUNK_WEIGHTS = 1 << 17
@@ -74,7 +76,7 @@ def to_half(scale: Array) -> Array:
 
 def encode(columns: Array, grid: Grid, levels: int, codes: Array) -> Array:
     """Signed codes [S, n] of `columns` on `grid`, written to `codes`: the nearest point to each weight."""
-    inverse = np.divide(1.0, grid.scale, out=np.zeros_like(grid.scale), where=grid.scale != 0)
+    inverse = np.divide(1.0, grid.scale, out=np.zeros_like(grid.scale), where=np.abs(grid.scale) > HALF_TINY)
     np.multiply(columns, inverse, out=codes)
     np.rint(codes, out=codes)
     np.maximum(codes, -grid.zero_point, out=codes)

@@ -1,0 +1,404 @@
+"""The writer: onnx and onnxruntime read back what the recipes say, whatever the threads, within bounded memory."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import math
+import os
+import shutil
+import signal
+import time
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from lfm2export import pieces, writer
+from lfm2export.contract import IR_VERSION, MICROSOFT_OPSET, OPSET
+from lfm2export.errors import GraphError, OutputError, TensorError
+from lfm2export.quant import dequantize, quantize
+from lfm2export.weights import RECIPE, BlockFormat, Recipe
+from lfm2export.writer import data_name, lay_out, write_model
+
+Matrix = NDArray[np.float32]
+Q4 = BlockFormat(4, 32, symmetric=False)
+
+
+@dataclass
+class Source:
+    """A checkpoint in memory; `before` runs ahead of every read."""
+
+    tensors: dict[str, Matrix]
+    before: Callable[[str, int], None] = field(default=lambda name, start: None)
+
+    def rows(self, name: str, start: int, stop: int) -> Matrix:
+        self.before(name, start)
+        return self.tensors[name][start:stop].copy()
+
+
+def gaussian(*shape: int, seed: int = 0) -> Matrix:
+    return np.random.default_rng((seed, *shape)).standard_normal(shape, dtype=np.float32)
+
+
+def quantized(name: str, parts: tuple[str, ...], rows: int, columns: int, format: BlockFormat) -> dict[str, Recipe]:
+    """The recipes of one quantized matrix."""
+    blocks = format.blocks(columns)
+    recipe = functools.partial(Recipe, parts, block=format)
+    code_shape = (rows, blocks, format.block_size * format.bits // 8)
+    found = {
+        f"{name}.codes": recipe(code_shape, "UINT8", component="codes"),
+        f"{name}.scales": recipe((rows, blocks), "FLOAT16", component="scales"),
+    }
+    if not format.symmetric:
+        shape = (rows, -(-blocks * format.bits // 8))
+        found[f"{name}.zero_points"] = recipe(shape, "UINT8", component="zero_points")
+    return found
+
+
+def model_of(recipes: dict[str, Recipe], nodes: list[ir.Node] | None = None, **ends: list[ir.Value]) -> ir.Model:
+    """A model with these initializers, and one small constant."""
+    values = [node_input for node in nodes or [] for node_input in node.inputs if node_input is not None]
+    by_name = {value.name: value for value in values}
+    constant = by_name.get("constant") or ir.Value(name="constant")
+    constant.const_value = ir.tensor(np.array([3, 1, 2], np.int64), name="constant")
+    initializers = [constant]
+    for name, recipe in recipes.items():
+        value = by_name.get(name) or ir.Value(name=name)
+        value.meta[RECIPE] = recipe
+        initializers.append(value)
+    opsets = {"": OPSET, "com.microsoft": MICROSOFT_OPSET}
+    inputs, outputs = ends.get("inputs", []), ends.get("outputs", [])
+    graph = ir.Graph(
+        inputs, outputs, nodes=nodes or [], initializers=initializers, name="written", opset_imports=opsets
+    )
+    return ir.Model(graph, ir_version=IR_VERSION)
+
+
+def every_kind() -> tuple[Source, dict[str, Recipe], dict[str, NDArray[Any]]]:
+    """(source, recipes, expected values) of one initializer of each kind."""
+    a, b, conv, norm = gaussian(40, 72), gaussian(24, 72), gaussian(40, 1, 3), gaussian(72)
+    stack = np.concatenate([a, b])
+    blocks = quantize(stack, Q4)
+    recipes = {
+        "norm": Recipe(("norm",), (72,)),
+        "conv": Recipe(("conv",), (40, 3)),
+        "dense": Recipe(("a", "b"), (64, 72)),
+        "dense.half": Recipe(("a",), (40, 72), "FLOAT16"),
+        "transposed": Recipe(("a", "b"), (64, 72)).transposed(),
+        "transposed.half": Recipe(("a", "b"), (72, 64), "FLOAT16", transpose=True),
+        **quantized("q", ("a", "b"), 64, 72, Q4),
+    }
+    assert blocks.zero_points is not None
+    expected: dict[str, NDArray[Any]] = {
+        "norm": norm,
+        "conv": conv.reshape(40, 3),
+        "dense": stack,
+        "dense.half": a.astype(np.float16),
+        "transposed": stack.T,
+        "transposed.half": stack.T.astype(np.float16),
+        "q.codes": blocks.codes,
+        "q.scales": blocks.scales,
+        "q.zero_points": blocks.zero_points,
+        "constant": np.array([3, 1, 2], np.int64),
+    }
+    return Source({"a": a, "b": b, "conv": conv, "norm": norm}), recipes, expected
+
+
+def read_back(path: Path) -> dict[str, NDArray[Any]]:
+    model = onnx.load(path)
+    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def small_pieces(monkeypatch: pytest.MonkeyPatch, nbytes: int) -> None:
+    monkeypatch.setattr(writer, "cut", functools.partial(pieces.cut, piece_bytes=nbytes))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 1000, 1 << 22])
+def test_onnx_reads_what_the_recipes_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int) -> None:
+    small_pieces(monkeypatch, piece_bytes)
+    source, recipes, expected = every_kind()
+    written = write_model(model_of(recipes), source, tmp_path / "model_q4.onnx", threads=2)
+    found = read_back(tmp_path / "model_q4.onnx")
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert found[name].dtype == values.dtype
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
+    assert written.overflows == ()
+
+
+def test_what_was_written_is_listed(tmp_path: Path) -> None:
+    source, recipes, expected = every_kind()
+    written = write_model(model_of(recipes), source, tmp_path / "m.onnx", threads=2)
+    assert [file.name for file in written.files] == ["m.onnx", "m.onnx_data"]
+    for file in written.files:
+        content = (tmp_path / file.name).read_bytes()
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (file.bytes, file.sha256)
+    listed = {entry.name: entry for entry in written.initializers}
+    assert listed.keys() == expected.keys()
+    for name, values in expected.items():
+        assert (listed[name].shape, listed[name].nbytes) == (values.shape, values.nbytes)
+        assert listed[name].recipe == recipes.get(name)
+    assert (listed["q.scales"].dtype, listed["constant"].dtype) == ("FLOAT16", "INT64")
+
+
+def test_the_graph_keeps_its_versions_and_inlines_constants(tmp_path: Path) -> None:
+    source, recipes, _ = every_kind()
+    write_model(model_of(recipes), source, tmp_path / "m.onnx", threads=1)
+    model = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    assert model.ir_version == IR_VERSION
+    assert {opset.domain: opset.version for opset in model.opset_import} == {
+        "": OPSET,
+        "com.microsoft": MICROSOFT_OPSET,
+    }
+    for tensor in model.graph.initializer:
+        external = {entry.key: entry.value for entry in tensor.external_data}
+        assert external.get("location") == (None if tensor.name == "constant" else "m.onnx_data")
+
+
+def test_onnxruntime_runs_what_was_written(tmp_path: Path) -> None:
+    """x -> MatMulNBits -> MatMul, scales stored as float16 behind a Cast."""
+    source = Source({"w": gaussian(48, 64), "v": gaussian(16, 48)})
+    recipes = {**quantized("w", ("w",), 48, 64, Q4), "v": Recipe(("v",), (48, 16), transpose=True)}
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["rows", 64]))
+    codes, scales, zeros, v = (ir.Value(name=name) for name in recipes)
+    cast = ir.node("Cast", [scales], {"to": ir.DataType.FLOAT.value})
+    attributes = {"K": 64, "N": 48, "bits": 4, "block_size": 32, "accuracy_level": 0}
+    hidden = ir.node("MatMulNBits", [x, codes, cast.outputs[0], zeros], attributes, domain="com.microsoft")
+    product = ir.node("MatMul", [hidden.outputs[0], v])
+    product.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    product.outputs[0].name = "y"
+    model = model_of(recipes, [cast, hidden, product], inputs=[x], outputs=[product.outputs[0]])
+    write_model(model, source, tmp_path / "m.onnx", threads=2)
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    fed = gaussian(5, 64, seed=1)
+    w = dequantize(quantize(source.tensors["w"], Q4), Q4, 64)
+    np.testing.assert_allclose(
+        session.run(None, {"x": fed})[0], fed @ w.T @ source.tensors["v"].T, rtol=1e-4, atol=1e-3
+    )
+
+
+def test_bytes_do_not_depend_on_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_pieces(monkeypatch, 700)
+    source, recipes, _ = every_kind()
+    for threads in (1, 2, 7):
+        (tmp_path / str(threads)).mkdir()
+        write_model(model_of(recipes), source, tmp_path / str(threads) / "m.onnx", threads=threads)
+    one = contents(tmp_path / "1")
+    assert contents(tmp_path / "2") == one
+    assert contents(tmp_path / "7") == one
+
+
+def test_chunks_hold_whole_tensors_under_bare_names(tmp_path: Path) -> None:
+    source, recipes, expected = every_kind()
+    limit = 64 * 72 * 4
+    written = write_model(model_of(recipes), source, tmp_path / "m.onnx", threads=2, max_chunk_bytes=limit)
+    names = [file.name for file in written.files[1:]]
+    assert names == [data_name("m.onnx", number) for number in range(len(names))]
+    assert names[:3] == ["m.onnx_data", "m.onnx_data_1", "m.onnx_data_2"]
+    assert all(file.bytes <= limit for file in written.files[1:])
+    for name, values in read_back(tmp_path / "m.onnx").items():
+        np.testing.assert_array_equal(values, expected[name])
+    for file in written.files:
+        assert hashlib.sha256((tmp_path / file.name).read_bytes()).hexdigest() == file.sha256
+
+
+def test_a_tensor_larger_than_a_chunk_is_refused(tmp_path: Path) -> None:
+    source, recipes, _ = every_kind()
+    with pytest.raises(OutputError, match=r"dense takes 18432 bytes .* more than the 18000"):
+        write_model(model_of(recipes), source, tmp_path / "m.onnx", threads=1, max_chunk_bytes=18000)
+    assert list(tmp_path.iterdir()) == []
+
+
+@given(st.lists(st.integers(1, 300_000), max_size=30), st.integers(300_000, 1_000_000))
+def test_layout_is_ordered_aligned_and_never_overlaps(counts: list[int], limit: int) -> None:
+    recipes = {f"t{i}": Recipe((f"t{i}",), (count,), "UINT8") for i, count in enumerate(counts)}
+    slots, sizes = lay_out(recipes, limit)
+    assert [slot.name for slot in slots] == list(recipes)
+    assert all(0 < size <= limit for size in sizes)
+    ends = [0] * len(sizes)
+    for before, slot in zip([None, *slots], slots, strict=False):
+        assert before is None or before.file <= slot.file <= before.file + 1
+        assert slot.offset >= ends[slot.file] and slot.offset % (4096 if slot.nbytes >= 65536 else 64) == 0
+        ends[slot.file] = slot.offset + slot.nbytes
+    assert ends == sizes
+
+
+def test_a_model_without_weights_has_no_data_file(tmp_path: Path) -> None:
+    written = write_model(model_of({}), Source({}), tmp_path / "m.onnx", threads=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"] == [file.name for file in written.files]
+
+
+def test_progress_counts_every_byte(tmp_path: Path) -> None:
+    source, recipes, _ = every_kind()
+    calls: list[tuple[str, int, int | None, str]] = []
+    write_model(model_of(recipes), source, tmp_path / "m.onnx", threads=2, progress=lambda *call: calls.append(call))
+    total = sum(pieces.stored_bytes(recipe) for recipe in recipes.values())
+    assert max(call[1] for call in calls) == total
+    assert {(stage, of, unit) for stage, _, of, unit in calls} == {("write", total, "B")}
+
+
+def test_values_that_float16_cannot_hold_are_limited_and_reported(tmp_path: Path) -> None:
+    weight = gaussian(64, 64)
+    weight[3, 4], weight[50, 1], weight[9, 9], weight[8, 8] = 1e5, -3e6, 65519, 65504
+    source, format = Source({"w": weight}), BlockFormat(4, 32, symmetric=True)
+    recipes = {"w": Recipe(("w",), (64, 64), "FLOAT16"), **quantized("q", ("w",), 64, 64, format)}
+    written = write_model(model_of(recipes), source, tmp_path / "m.onnx", threads=2)
+    dense, scales = written.overflows
+    assert (dense.tensor, dense.count, dense.largest) == ("w", 2, 3e6)
+    assert (scales.tensor, scales.count, scales.largest) == ("q.scales", 1, 3e6)
+    found = read_back(tmp_path / "m.onnx")
+    assert (found["w"][3, 4], found["w"][50, 1], found["w"][9, 9]) == (65504, -65504, 65504)
+    assert all(np.isfinite(values).all() for values in found.values())
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:
+    weight = gaussian(64, 64)
+    weight[3, 4] = np.nan
+    for recipes in ({"half": Recipe(("w",), (64, 64), "FLOAT16")}, quantized("q", ("w",), 64, 64, Q4)):
+        with pytest.raises(TensorError, match=r"^(half|w)\b.*NaN or Inf"):
+            write_model(model_of(recipes), Source({"w": weight}), tmp_path / "m.onnx", threads=2)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (Recipe(("missing",), (4, 4)), "made of missing"),
+        (Recipe(("w",), (64, 63)), "expected 4096 float values"),
+        (Recipe(("w",), (64, 64), "UINT8"), "UINT8"),
+        (Recipe(("w", "narrow"), (128, 64)), "parts that differ in rows only"),
+        (Recipe(("conv",), (3, 8), transpose=True), "transposed"),
+        (Recipe(("w",), (64, 2, 17), "UINT8", block=Q4, component="codes"), "stores codes as"),
+        (Recipe(("w",), (64, 2), "FLOAT", block=Q4, component="scales"), "expected .'FLOAT16'"),
+        (Recipe(("conv",), (8, 1, 16), "UINT8", block=Q4, component="codes"), "expected matrices"),
+        (
+            Recipe(("w",), (64, 1), "UINT8", block=BlockFormat(4, 32, symmetric=True), component="zero_points"),
+            "expected None",
+        ),
+    ],
+)
+def test_recipes_that_do_not_fit_are_refused_before_anything_is_written(
+    tmp_path: Path, recipe: Recipe, message: str
+) -> None:
+    source = Source({"w": gaussian(64, 64), "narrow": gaussian(64, 32), "conv": gaussian(8, 1, 3)})
+    with pytest.raises(GraphError, match=message):
+        write_model(model_of({"bad": recipe}), source, tmp_path / "m.onnx", threads=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_initializer_without_value_or_recipe_is_refused(tmp_path: Path) -> None:
+    model = model_of({"w": Recipe(("w",), (4,))})
+    del model.graph.initializers["w"].meta[RECIPE]
+    with pytest.raises(GraphError, match="w has neither a value nor a recipe"):
+        write_model(model, Source({}), tmp_path / "m.onnx", threads=1)
+
+
+def test_an_error_in_a_worker_stops_the_others_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_pieces(monkeypatch, 256)
+    reads: list[int] = []
+
+    def before(name: str, start: int) -> None:
+        reads.append(start)
+        time.sleep(0.001)
+        if start == 20:
+            raise TensorError("row 20 is damaged")
+
+    source = Source({"w": gaussian(4000, 64)}, before)
+    with pytest.raises(TensorError, match="row 20 is damaged"):
+        write_model(model_of({"w": Recipe(("w",), (4000, 64))}), source, tmp_path / "m.onnx", threads=2)
+    assert len(reads) < 200
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_interruption_propagates_and_stops_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_pieces(monkeypatch, 256)
+    reads: list[int] = []
+
+    def before(name: str, start: int) -> None:
+        reads.append(start)
+        time.sleep(0.001)
+        if start == 20:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    source = Source({"w": gaussian(4000, 64)}, before)
+    with pytest.raises(KeyboardInterrupt):
+        write_model(model_of({"w": Recipe(("w",), (4000, 64))}), source, tmp_path / "m.onnx", threads=2)
+    after = len(reads)
+    assert after < 1000
+    time.sleep(0.05)
+    assert len(reads) == after
+
+
+def no_space(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("where", ["disk_usage", "posix_fallocate", "pwrite"])
+def test_a_full_disk_is_one_line_with_both_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: SimpleNamespace(free=100 if where == "disk_usage" else 10**9)
+    )
+    if where != "disk_usage":
+        monkeypatch.setattr(os, where, no_space)
+    source, recipes, _ = every_kind()
+    with pytest.raises(OutputError, match=r"no space left in .*: m\.onnx needs \d+ bytes, has 10+; .*") as caught:
+        write_model(model_of(recipes), source, tmp_path / "m.onnx", threads=2)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_not_there_is_an_output_error(tmp_path: Path) -> None:
+    source, recipes, _ = every_kind()
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_model(model_of(recipes), source, tmp_path / "none" / "m.onnx", threads=1)
+
+
+@dataclass
+class LargeSource:
+    """Rows made when they are read."""
+
+    shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def tensors(self) -> dict[str, SimpleNamespace]:
+        return {name: SimpleNamespace(shape=shape) for name, shape in self.shapes.items()}
+
+    def rows(self, name: str, start: int, stop: int) -> Matrix:
+        return gaussian(stop - start, *self.shapes[name][1:], seed=start)
+
+
+@pytest.mark.parametrize("kind", ["dense", "transposed", "quantized"])
+def test_memory_is_bounded_by_pieces_not_by_tensors(tmp_path: Path, kind: str) -> None:
+    """200 MB of float32 in one tensor, 2 threads: six times a piece each."""
+    rows, columns = 26_000, 2048
+    recipes = {
+        "dense": {"w": Recipe(("w",), (rows, columns), "FLOAT16")},
+        "transposed": {"w": Recipe(("w",), (columns, rows), "FLOAT16", transpose=True)},
+        "quantized": quantized("w", ("w",), rows, columns, BlockFormat(4, 32, symmetric=False, quantizer="round")),
+    }[kind]
+    assert rows * columns * 4 > 200e6
+    tracemalloc.start()
+    try:
+        write_model(model_of(recipes), LargeSource({"w": (rows, columns)}), tmp_path / "m.onnx", threads=2)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * 6 * pieces.PIECE_BYTES
+    assert math.isclose(
+        (tmp_path / "m.onnx_data").stat().st_size, rows * columns * (0.625 if kind == "quantized" else 2), rel_tol=0.1
+    )
