@@ -78,7 +78,7 @@ def log_softmax(logits: Array) -> Doubles:
 
 def kld(reference: Array, artifact: Array) -> Doubles:
     """KL(reference || artifact) of each row [..., V], in nats; infinite where the artifact's row is not finite."""
-    finite = np.isfinite(artifact).all(axis=-1, keepdims=True)
+    finite = np.asarray(np.isfinite(artifact).all(axis=-1, keepdims=True))
     p, q = log_softmax(reference), log_softmax(np.where(finite, artifact, 0))
     # Rounding may leave a sum of -1e-17 for equal rows; the divergence itself is never negative.
     divergence = np.maximum((np.exp(p) * (p - q)).sum(axis=-1), 0.0)
