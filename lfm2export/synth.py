@@ -258,12 +258,12 @@ class _Gaussian:
         start = int(random.integers(BLOCK_VALUES))
         stride = int(random.integers(BLOCK_VALUES // 2)) * 2 + 1
         sign = bits.dtype.type(1 << (8 * bits.itemsize - 1))
+        flips = random.integers(2, size=rows, dtype=np.uint8).astype(bool)
         step = max(1, PIECE_BYTES // (columns * bits.itemsize))
         for first in range(0, rows, step):
             index = np.arange(first, min(rows, first + step), dtype=np.int64)
             piece = windows[(start + index * stride) % BLOCK_VALUES]  # [rows of the piece, columns], a copy
-            flipped = random.integers(2, size=len(index), dtype=np.uint8).astype(bool)
-            piece[flipped] ^= sign
+            piece[flips[first : first + step]] ^= sign
             yield piece
 
     def _bits(self, deviation: float) -> Bits:
