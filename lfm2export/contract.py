@@ -101,7 +101,8 @@ def cache_dtype(dtype: str) -> CacheDtype:
 def caches(spec: ModelSpec, dtype: CacheDtype) -> tuple[Cache, ...]:
     """Every cache tensor in layer order; key before value.
 
-    Conv states are [B, H, L]; keys and values are [B, K, P, D] in and [B, K, T, D] out, packed to the front of each row.
+    Conv states are [B, H, L]; keys and values are [B, K, P, D] in and [B, K, T, D] out, packed to the front of each
+    row.
     """
     found: list[Cache] = []
     for layer, layer_type in enumerate(spec.layer_types):

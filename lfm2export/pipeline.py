@@ -2,15 +2,131 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lfm2export import contract
-from lfm2export.errors import GraphError
-from lfm2export.recipes import Options
+from lfm2export.errors import GraphError, Lfm2ExportError
+from lfm2export.progress import Progress, silent
+from lfm2export.recipes import RECIPES, Options, body_format, precision_passes, table_format
 from lfm2export.spec import ModelSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from lfm2export.hub import ResolvedSource
+    from lfm2export.writer import WrittenModel
+
+MODELS_FOLDER = "onnx"
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build made: `folder` is complete. seconds: wall time of the whole build."""
+
+    folder: Path
+    source: ResolvedSource
+    spec: ModelSpec
+    models: Mapping[str, WrittenModel]
+    seconds: float
+
+
+def build(
+    source: str | None = None,
+    *,
+    revision: str | None = None,
+    dtypes: Sequence[str] = ("q4",),
+    options: Options | None = None,
+    out: Path | None = None,
+    force: bool = False,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> BuildReport:
+    """Turn a checkpoint into an artifact folder.
+
+    Args:
+        source: a folder, a hub id, or None for the shipped model; `revision` pins a hub id.
+        dtypes: rows of `recipes.RECIPES`; they share one trace.
+        out: the folder to make, by default ./<name of the source>-ONNX. It appears when it is whole, or not at all.
+        force: replace an artifact that is already there.
+        threads: workers that evaluate and write weights, by default one a core.
+
+    Raises:
+        SourceError, ConfigError, TensorError, TokenizerError, HubError: the checkpoint cannot be used.
+        OutputError: the output cannot be written.
+        GraphError: the installed libraries trace another graph than the pinned ones.
+    """
+    from lfm2export.checkpoint import check_tokenizer, open_checkpoint
+    from lfm2export.hub import resolve_source
+    from lfm2export.package import Provenance, write_package
+    from lfm2export.staging import check_output, staged_output
+
+    started = time.monotonic()
+    options = options if options is not None else Options()
+    dtypes = _ordered(dtypes)
+    threads = threads if threads is not None else os.cpu_count() or 1
+    if out is not None:  # before a download, when that much is known
+        check_output(out, force=force)
+    found = resolve_source(source, revision, progress)
+    checkpoint = open_checkpoint(found.folder)
+    check_tokenizer(found.folder, checkpoint.spec.vocab_size)
+    spec = checkpoint.spec
+    out = out if out is not None else Path.cwd() / f"{found.name}-ONNX"
+    with staged_output(out, force=force, source=found.folder) as folder, ThreadPoolExecutor(1) as background:
+        hashes = background.submit(checkpoint.hash_files)  # reads the files while the graph is traced
+        progress("trace", 0, None, "graph")
+        from lfm2export.writer import write_model  # torch takes seconds to import: not before the input is known good
+
+        fused = fused_graph(spec, options.logits)
+        (folder / MODELS_FOLDER).mkdir()
+        models = {}
+        for dtype in dtypes:
+            graph = dtype_graph(fused, spec, dtype, options)
+            path = folder / MODELS_FOLDER / contract.MODEL_FILES[dtype]
+            models[dtype] = write_model(graph, checkpoint, path, threads=threads, progress=_staged(progress, dtype))
+        provenance = Provenance(
+            name=found.name,
+            repo_id=found.repo_id,
+            revision=found.revision,
+            source_files=hashes.result(),
+            tensor_count=len(checkpoint.tensors),
+            recipe={dtype: _described(dtype, options) for dtype in dtypes},
+            options={"logits": options.logits},
+        )
+        write_package(folder, found.folder, checkpoint.config, spec, models, provenance)
+    return BuildReport(out, found, spec, models, time.monotonic() - started)
+
+
+def _ordered(dtypes: Sequence[str]) -> list[str]:
+    """Each dtype once, in the order of the table."""
+    unknown = [dtype for dtype in dtypes if dtype not in RECIPES]
+    if unknown or not dtypes:
+        got = repr(unknown[0]) if unknown else "nothing"
+        raise Lfm2ExportError(f"dtype is {got}, expected one or more of {', '.join(RECIPES)}")
+    return [dtype for dtype in RECIPES if dtype in dtypes]
+
+
+def _staged(progress: Progress, dtype: str) -> Progress:
+    def listen(stage: str, done: int, total: int | None, unit: str) -> None:
+        progress(f"{stage} {dtype}", done, total, unit)
+
+    return listen
+
+
+def _described(dtype: str, options: Options) -> dict[str, Any]:
+    """The recipe of one file as JSON values."""
+    body, table = body_format(dtype, options), table_format(dtype, options)
+    return {
+        "activations": "float16" if RECIPES[dtype].half else "float32",
+        "body": asdict(body) if body is not None else None,
+        "table": asdict(table) if table is not None else None,
+        "lookup": options.lookup if table is not None else None,
+    }
 
 
 def fused_graph(spec: ModelSpec, logits: contract.LogitsMode) -> ir.Model:
@@ -35,7 +151,6 @@ def fused_graph(spec: ModelSpec, logits: contract.LogitsMode) -> ir.Model:
 def dtype_graph(fused: ir.Model, spec: ModelSpec, dtype: str, options: Options) -> ir.Model:
     """The graph of one file: a copy of the fused graph after the precision passes of `dtype`, held to the contract."""
     from lfm2export import passes
-    from lfm2export.recipes import precision_passes
 
     model = fused.clone()
     passes.run(model, spec, precision_passes(dtype, options))

@@ -8,7 +8,7 @@ released checkpoints, which spells some of them twice (`block_dim`, `block_ff_di
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +140,11 @@ def adjusted_ff_dim(config: Mapping[str, Any], ff_dim: int) -> int:
     multiplier = config.get("block_ffn_dim_multiplier", 1.0)
     if multiplier is None:
         return width
-    if isinstance(multiplier, bool) or not isinstance(multiplier, int | float) or not 0 < multiplier < math.inf:
+    if (
+        isinstance(multiplier, bool)
+        or not isinstance(multiplier, int | float)
+        or not 0 < multiplier <= sys.float_info.max
+    ):
         raise ConfigError(f"config.json: block_ffn_dim_multiplier is {multiplier!r}, expected a positive number")
     multiple_of = _integer(config, "block_multiple_of", default=256)
     width = int(multiplier * width)
@@ -224,14 +228,14 @@ def _first(config: Mapping[str, Any], names: tuple[str, ...], default: Any) -> t
 
 def _integer(config: Mapping[str, Any], *names: str, default: int | None = None) -> int:
     name, value = _first(config, names, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"config.json: {name} is {value!r}, expected a positive integer")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 31:
+        raise ConfigError(f"config.json: {name} is {value!r}, expected a positive integer (below 2**31)")
     return value
 
 
 def _positive(config: Mapping[str, Any], *names: str, default: float | None = None) -> float:
     name, value = _first(config, names, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
         raise ConfigError(f"config.json: {name} is {value!r}, expected a positive number")
     return float(value)
 

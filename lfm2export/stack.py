@@ -2,8 +2,8 @@
 
     embed -> [conv 0] -> [attention 1] -> head     ->     embed -> [conv 0] -> [conv 1] -> [attention 2] -> ... -> head
 
-Layers of one kind differ in their weights and caches alone, so tracing each of up to thirty costs time and finds nothing; a
-test holds the stacked graph against the trace of the whole model.
+Layers of one kind differ in their weights and caches alone, so tracing each of up to thirty costs time and finds
+nothing; a test holds the stacked graph against the trace of the whole model.
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ def _hidden_out(body: list[ir.Node], layer: int) -> ir.Value:
 
 
 def _clone(node: ir.Node, mapping: dict[ir.Value, ir.Value], graph: ir.Graph, body: int, layer: int) -> ir.Node:
-    """`node` of template layer `body` as one of `layer`: its weights renamed, its inputs mapped, its outputs recorded."""
+    """`node` of template layer `body` as one of `layer`: its weights renamed, its inputs mapped, its outputs recorded.
+    """
     inputs: list[ir.Value | None] = []
     for value in node.inputs:
         if value is not None and value not in mapping and f"model.layers.{body}." in str(value.name):

@@ -1,8 +1,9 @@
 """The LFM2 graph, traced from transformers' own `Lfm2ForCausalLM` with explicit caches, on the meta device.
 
 No weight is loaded: the model is built from its configuration alone, and every initializer of the graph carries a
-:class:`~lfm2export.weights.Recipe` instead of values. What is traced computes the whole contract already, padding included,
-in plain ONNX operators; the passes only make it fast, so that the unfused graph remains a check on the fused one.
+:class:`~lfm2export.weights.Recipe` instead of values. What is traced computes the whole contract already, padding
+included, in plain ONNX operators; the passes only make it fast, so that the unfused graph remains a check on the fused
+one.
 
 Padding. Each row's valid tokens are packed to the front before the model sees them, ids and positions alike, and each
 row's new keys and values go to the slots right behind its own past. Causality then keeps the pads, which are last, from
@@ -73,7 +74,7 @@ class ExplicitCache:
         return self.present[layer]
 
 
-class ExplicitCacheLM(torch.nn.Module):
+class ExplicitCacheLM(torch.nn.Module):  # type: ignore[misc]  # torch is not followed
     """`Lfm2ForCausalLM` behind the contract's inputs and outputs."""
 
     def __init__(self, model: torch.nn.Module, spec: ModelSpec, logits: LogitsMode) -> None:
@@ -160,7 +161,7 @@ def trace(spec: ModelSpec, logits: LogitsMode = "last") -> ir.Model:
         )
         exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False)
     assert exported is not None
-    traced = exported.model
+    traced: ir.Model = exported.model
     traced.ir_version = IR_VERSION
     _attach_recipes(traced, spec, inverse_frequencies)
     _name_contract(traced, spec, logits)
@@ -178,7 +179,9 @@ def _inverse_frequencies(config: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def _example(spec: ModelSpec) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Example arguments and their dynamic dimensions. Sizes are all different and above 1, so that none is specialized."""
+    """Example arguments and their dynamic dimensions. Sizes are all different and above 1, so that none is
+    specialized.
+    """
     batch, length, past_length = 2, 5, 3
     dims = {
         name: Dim(name) for name in ("batch_size", "sequence_length", "past_sequence_length", "total_sequence_length")
@@ -225,7 +228,7 @@ def _attach_recipes(
             continue
         if name == "lm_head.weight" and spec.tie_word_embeddings:
             name = "model.embed_tokens.weight"
-        shape = tuple(int(size) for size in value.shape or ())
+        shape = tuple(size for size in value.shape or () if isinstance(size, int))
         if expected.get(name) != shape:
             raise GraphError(f"the traced graph has an initializer {name} {list(shape)} that no LFM2 checkpoint holds")
         value.name = name

@@ -1,4 +1,5 @@
-"""The passes: small, named, ordered. Each lives in a file of its own, draws its graph before and after, and declares how
+"""The passes: small, named, ordered. Each lives in a file of its own, draws its graph before and after, and declares
+how
 often it must fire for a given spec; fewer is an error, for a fusion that misses in silence is a slow or wrong artifact.
 """
 

@@ -1,16 +1,17 @@
 """Grouped-query attention: caches, mask and softmax become one com.microsoft GroupQueryAttention.
 
-    past_key, k [B, K, S, D] - Concat - GatherElements(slots) - present_key - repeat to N heads --+
-    q [B, N, S, D] ------------------------------------------------------------- MatMul - * scale + mask - Softmax -+
-    past_value, v [B, K, S, D] - Concat - GatherElements(slots) - present_value - repeat to N heads ---------- MatMul - out
+    past_key, k [B, K, S, D] - Concat - GatherElements(slots) - present_key - repeat to N heads --+ q [B, N, S, D]
+    ------------------------------------------------------------- MatMul - * scale + mask - Softmax -+ past_value, v
+    [B, K, S, D] - Concat - GatherElements(slots) - present_value - repeat to N heads ---------- MatMul - out
                                       ->
     q, k, v [B, S, heads * D], past_key, past_value, seqlens_k [B], total_sequence_length
         --- GroupQueryAttention --- out [B, S, N * D], present_key, present_value
 
-Once an attention layer. The operator takes each row's length from seqlens_k and wants rows packed to the front, which is how
-the trace lays them out; seqlens_k is (valid tokens of the row) - 1, never less than its past, so that a step
-whose new token is masked out leaves the row's past untouched. `present` is the operator's own output, so a runtime may bind
-one buffer as past and present. Rotation stays outside: with do_rotary the CPU's prefill ignores per-token positions.
+Once an attention layer. The operator takes each row's length from seqlens_k and wants rows packed to the front, which
+is how the trace lays them out; seqlens_k is (valid tokens of the row) - 1, never less than its past, so that a step
+whose new token is masked out leaves the row's past untouched. `present` is the operator's own output, so a runtime may
+bind one buffer as past and present. Rotation stays outside: with do_rotary the CPU's prefill ignores per-token
+positions.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Block quantization: projections become com.microsoft MatMulNBits, and the table is read in blocks by lookup and head.
 
     x, W [in, out] - MatMul - y       ->      x, codes, Cast(scales), zero_points - MatMulNBits - y
-    ids, table - Gather - embedding   ->      ids - Gather(codes), Gather(Cast(scales)), ... - embedding   (see `lookup`)
+    ids, table - Gather - embedding   ->      ids - Gather(codes), Gather(Cast(scales)) - ... (see `lookup`)
     x - Reshape - Gemm(table) - Reshape - logits      ->      x, table's codes and scales - MatMulNBits - logits
 
 Every projection fires, the lookup and the head. Scales are stored as float16 and cast where activations are float32,
-which costs nothing at run time and saves a tenth of the file. accuracy_level 4 quantizes activations to 8 bits: without it
-the CPU kernels are 3 times (4 bits) to 100 times (8 bits) slower.
+which costs nothing at run time and saves a tenth of the file. accuracy_level 4 quantizes activations to 8 bits:
+without it the CPU kernels are 3 times (4 bits) to 100 times (8 bits) slower.
 """
 
 from __future__ import annotations

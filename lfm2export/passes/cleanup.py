@@ -27,7 +27,9 @@ from lfm2export.weights import RECIPE
 
 
 def fold(model: ir.Model) -> None:
-    """Fold constants into initializers and drop what nobody reads; nothing is merged, so that every node keeps its own module path."""
+    """Fold constants into initializers and drop what nobody reads; nothing is merged, so that every node keeps its own
+    module path.
+    """
     for _ in range(2):  # what one round simplifies lets the next fold more; a third finds nothing
         onnxscript.optimizer.fold_constants(model, onnx_shape_inference=True)
         onnxscript.rewriter.rewrite(model)

@@ -22,7 +22,8 @@ HALF = ir.DataType.FLOAT16
 
 
 def expected(spec: ModelSpec) -> int:
-    """The caches, cosine and sine where there is attention, and the logits. Weights depend on what was packed before."""
+    """The caches, cosine and sine where there is attention, and the logits. Weights depend on what was packed before.
+    """
     return len(spec.conv_layers) + 2 * len(spec.attention_layers) + (2 if spec.attention_layers else 0) + 1
 
 

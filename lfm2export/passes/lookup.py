@@ -3,8 +3,8 @@
     ids [B, S] - Gather(codes) - BitwiseAnd 15 -+- Concat - Cast - Sub(zero point) - Mul(Gather(scales)) - [B, S, H]
                                - BitShift 4   --+
 
-Eight bits need no unpacking. The portable form has kernels, or a fall-back, in every runtime; GatherBlockQuantized, one operator
-instead, has none in the wasm build that Transformers.js loads by default.
+Eight bits need no unpacking. The portable form has kernels, or a fall-back, in every runtime; GatherBlockQuantized,
+one operator instead, has none in the wasm build that Transformers.js loads by default.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What passes share: reading a graph backwards from an anchor, refusing with a reason, and emitting new nodes.
 
-A pass is a function `(model, spec) -> Firing`. It walks over its anchor nodes, tries to match upwards with `expect`, and
-either rewrites or records why not. `passes.run` compares the number of firings with what the spec demands.
+A pass is a function `(model, spec) -> Firing`. It walks over its anchor nodes, tries to match upwards with `expect`,
+and either rewrites or records why not. `passes.run` compares the number of firings with what the spec demands.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Builder:
         self.graph.insert_before(self.anchor, node)
         return node.outputs
 
-    def constant(self, array: np.ndarray | Sequence[int]) -> ir.Value:  # type: ignore[type-arg]
+    def constant(self, array: np.ndarray | Sequence[int]) -> ir.Value:
         """A small constant as an initializer, named by its content so that equal ones are one."""
         data = np.asarray(array, dtype=np.int64) if not isinstance(array, np.ndarray) else array
         tag = "_".join(str(item) for item in data.reshape(-1)[:8].tolist())
@@ -91,7 +91,7 @@ class Builder:
         if existing is not None and np.array_equal(existing.const_value.numpy(), data):  # type: ignore[union-attr]
             return existing
         tensor = ir.tensor(data, name=name)
-        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        value = ir.Value(name=name, shape=ir.Shape(data.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         self.graph.register_initializer(value)
         return value
 
@@ -160,7 +160,7 @@ def only_user(value: ir.Value, op_type: str) -> ir.Node:
     return found[0]
 
 
-def constant_array(value: ir.Value | None) -> np.ndarray:  # type: ignore[type-arg]
+def constant_array(value: ir.Value | None) -> np.ndarray:
     """The values of a constant."""
     if value is None or value.const_value is None:
         raise NoMatch(f"{value.name if value is not None else 'an absent input'} is no constant")

@@ -3,8 +3,8 @@
     val_399 = MatMul(val_298, ...)            ->      /model/layers.0/conv/in_proj/MatMul_output_0 = MatMul(...)
     i64[1] "val_50"                                   the same constant, called by its content
 
-Inputs and outputs keep the contract's names and symbols. Shapes of intermediate values are dropped: they hold the symbols of
-the tracer, and no runtime needs them.
+Inputs and outputs keep the contract's names and symbols. Shapes of intermediate values are dropped: they hold the
+symbols of the tracer, and no runtime needs them.
 """
 
 from __future__ import annotations

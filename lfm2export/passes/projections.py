@@ -1,10 +1,10 @@
 """Weight transposes folded: a weight is written the way its operator reads it.
 
-    x, Transpose(W [out, in]) - MatMul - y                    ->     x, W' [in, out] - MatMul - y
-    x [B, S, H], Transpose(table [V, H]) - MatMul - logits    ->     x - Reshape [B*S, H] - Gemm(table, transB) - Reshape - logits
+    x, Transpose(W [out, in]) - MatMul - y               ->   x, W' [in, out] - MatMul - y
+    x [B, S, H], Transpose(table [V, H]) - MatMul - y    ->   x - Reshape [B*S, H] - Gemm(table, transB) - Reshape - y
 
-Every projection fires, and the head. A tied table is stored once, [V, H], as the lookup reads it; MatMul would make the runtime
-keep a transposed copy.
+Every projection fires, and the head. A tied table is stored once, [V, H], as the lookup reads it; MatMul would make
+the runtime keep a transposed copy.
 """
 
 from __future__ import annotations

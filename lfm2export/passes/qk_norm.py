@@ -1,6 +1,7 @@
 """QK norm: query and key are normalized per head and rotated without ever being transposed.
 
-    p [B, S, N*D] - Reshape [B, S, N, D] - Norm - Transpose [B, N, S, D] - Rotary - Transpose - Reshape [B, S, N*D] - attention
+    p [B, S, N*D] - Reshape [B, S, N, D] - Norm - Transpose [B, N, S, D] - Rotary - Transpose - Reshape [B, S, N*D] -
+    attention
                                       ->
     p [B, S, N*D] - Reshape [B, S, N, D] - Norm - Reshape [B, S, N*D] - Rotary - attention
 

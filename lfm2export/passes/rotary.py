@@ -8,10 +8,10 @@
                                                 +- Add(pi/2) - Sin - Cast(float) - cos rows
     x, places 0 .. B*S-1 as [B, S], cos rows, sin rows --- RotaryEmbedding --- y
 
-Twice an attention layer: query and key; the rows are computed once a step. A stored table for 128,000 positions would be
-33 MB, as much as a fifth of the 350M's 4-bit file. The sines are taken in double because every runtime then computes
-them on the CPU, with full range reduction: a GPU's own float sine is off at angles of thousands of radians. The angle itself is
-rounded to float32 before, exactly as transformers rounds it.
+Twice an attention layer: query and key; the rows are computed once a step. A stored table for 128,000 positions would
+be 33 MB, as much as a fifth of the 350M's 4-bit file. The sines are taken in double because every runtime then
+computes them on the CPU, with full range reduction: a GPU's own float sine is off at angles of thousands of radians.
+The angle itself is rounded to float32 before, exactly as transformers rounds it.
 """
 
 from __future__ import annotations

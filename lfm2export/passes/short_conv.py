@@ -1,4 +1,5 @@
-"""Short convolution with state: `Lfm2ShortConv` around its cache, with two Transposes of one third the size and no Slices.
+"""Short convolution with state: `Lfm2ShortConv` around its cache, with two Transposes of one third the size and no
+Slices.
 
     BCx [B, S, 3H] - Transpose - Split - B, C, x        window = Concat(past_conv, B * x)  [B, H, L + S]
     window - Conv(L taps, pads L-1 both sides) - Slice - Slice - y [B, H, S];  C * y - Transpose

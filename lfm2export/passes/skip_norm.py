@@ -1,7 +1,8 @@
 """Skip-RMSNorm: a residual addition and the norm that reads it become one operator with both results.
 
     x, skip - Add -+- sum (read again as the next residual)        ->     x, skip, weight
-                   +- SimplifiedLayerNormalization - y                    --- SkipSimplifiedLayerNormalization - y, , , sum
+                   +- SimplifiedLayerNormalization - y                    --- SkipSimplifiedLayerNormalization - y, , ,
+                   sum
 
 Twice a layer: every norm of the hidden state but the first, which reads the embedding.
 """

@@ -1,0 +1,164 @@
+"""The command line: each command reads its options, calls one library function, and translates its error.
+
+Exit codes: 0 good, 1 the artifact failed (parity, hashes, contract), 2 bad usage or input. Imports that cost time stay
+inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import click
+
+from lfm2export import __version__
+from lfm2export.errors import Lfm2ExportError
+
+P = ParamSpec("P")
+
+DTYPES = ("fp32", "fp16", "q8", "q4", "q4f16")
+FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+def _errors_to_exit_code(command: Callable[P, Any]) -> Callable[P, Any]:
+    """Every expected error is one line on stderr and exit code 2; Ctrl-C is 130."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except Lfm2ExportError as error:
+            click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            sys.exit(130)
+
+    return run
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="lfm2-export")
+def main() -> None:
+    """Export Liquid AI LFM2 checkpoints to ONNX artifacts that run in Transformers.js, ONNX Runtime and
+    onnxruntime-genai.
+
+    \b
+    Example:
+      lfm2-export build ./my-lfm2 --dtype q4 -o ./my-lfm2-ONNX
+      lfm2-export generate ./my-lfm2-ONNX -p "What is the capital of France?"
+    """
+
+
+@main.command()
+@click.argument("source", required=False)
+@click.option("--dtype", "dtypes", type=click.Choice(DTYPES), multiple=True, help="Repeatable; default q4.")
+@click.option("-o", "--output", type=FOLDER, help="The artifact folder to make; default ./<name>-ONNX.")
+@click.option("--revision", help="Branch, tag or commit of a hub id.")
+@click.option("--force", is_flag=True, help="Replace an artifact that is already there.")
+@click.option("--logits", type=click.Choice(["last", "all"]), default="last", show_default=True)
+@click.option("--block-size", type=click.Choice(["16", "32", "64", "128"]), default="32", show_default=True)
+@click.option("--symmetric/--asymmetric", default=False, help="4-bit blocks without or with a zero point.")
+@click.option("--table-bits", type=click.Choice(["4", "8"]), default="8", show_default=True)
+@click.option("--quantizer", type=click.Choice(["search", "round"]), default="search", show_default=True)
+@click.option(
+    "--lookup",
+    type=click.Choice(["portable", "gather_block_quantized"]),
+    default="portable",
+    show_default=True,
+    help="How a quantized table is read; the second does not load in a browser without WebGPU.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Default: one a core.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@_errors_to_exit_code
+def build(source: str | None, dtypes: tuple[str, ...], output: Path | None, **options: Any) -> None:
+    """Turn an LFM2 checkpoint into a complete artifact folder.
+
+    SOURCE is a folder, a hub id such as LiquidAI/LFM2-350M, or nothing: the small model that ships with this package.
+
+    \b
+    Example:
+      lfm2-export build ./my-lfm2 --dtype q4 --dtype fp16 -o ./my-lfm2-ONNX
+    """
+    from lfm2export.commands import run_build
+
+    run_build(source, dtypes, output, **options)
+
+
+@main.command()
+@click.argument("size", type=click.Choice(["350M", "700M", "1.2B", "2.6B"]))
+@click.argument("folder", type=FOLDER)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--shard-size", type=click.FloatRange(min=1), metavar="MB", help="Split the weights into files of this size."
+)
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@_errors_to_exit_code
+def synth(size: str, folder: Path, seed: int, shard_size: float | None, quiet: bool) -> None:
+    """Write a random checkpoint of a released shape, to measure size, memory and speed with.
+
+    \b
+    Example:
+      lfm2-export synth 350M ./synth-350M
+    """
+    from lfm2export.console import progress_on_stderr
+    from lfm2export.synth import write_synth
+
+    with progress_on_stderr(quiet) as progress:
+        shard_bytes = int(shard_size * 1e6) if shard_size else None
+        written = write_synth(size, folder, seed=seed, shard_bytes=shard_bytes, progress=progress)
+    click.echo(f"{written}: random weights of LFM2-{size}, seed {seed}")
+
+
+@main.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--json", "as_json", is_flag=True, help="The same facts for machines.")
+@_errors_to_exit_code
+def inspect(folder: Path, as_json: bool) -> None:
+    """Show contract, operators, bytes by role, bits per weight and chunks of an artifact, and check every hash.
+
+    \b
+    Example:
+      lfm2-export inspect ./my-lfm2-ONNX
+    """
+    from lfm2export.commands import run_inspect
+
+    sys.exit(0 if run_inspect(folder, as_json) else 1)
+
+
+@main.command()
+@click.argument("folder", type=FOLDER)
+@click.option("-p", "--prompt", help="One message; without it, and without --chat, the prompt is read from stdin.")
+@click.option("--dtype", type=click.Choice(DTYPES), help="Default: q4 where present.")
+@click.option("--chat", is_flag=True, help="A conversation: one message a line, until the end of the input.")
+@click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template.")
+@click.option("--system", help="The system message.")
+@click.option("--tools", type=FILE, help="JSON file with a list of function definitions.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True)
+@click.option("--greedy", is_flag=True, help="Always the likeliest token.")
+@click.option("--temperature", type=float, help="Default: the artifact's, else the card's 0.3.")
+@click.option("--min-p", type=float, help="Default: the artifact's, else the card's 0.15.")
+@click.option("--repetition-penalty", type=float, help="Default: the artifact's, else the card's 1.05.")
+@click.option("--seed", type=click.IntRange(min=0), help="Equal seeds give equal answers.")
+@click.option("--threads", type=click.IntRange(min=1), help="Default: the runtime's choice.")
+@_errors_to_exit_code
+def generate(folder: Path, prompt: str | None, **options: Any) -> None:
+    """Generate text with an artifact: one answer, a conversation, or a plain continuation.
+
+    Runs on any LFM2 ONNX folder of this layout, whoever made it.
+
+    \b
+    Example:
+      lfm2-export generate ./my-lfm2-ONNX -p "What is the capital of France?" --greedy
+    """
+    from lfm2export.commands import run_generate
+
+    run_generate(folder, prompt, **options)
+
+
+if __name__ == "__main__":
+    main()

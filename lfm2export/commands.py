@@ -1,0 +1,227 @@
+"""What the commands do between reading options and the library: choose values, call it, show the result."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lfm2export.console import progress_on_stderr
+from lfm2export.errors import PromptError
+
+if TYPE_CHECKING:
+    from lfm2export.generation.loop import Generated
+    from lfm2export.generation.sampling import Sampler
+    from lfm2export.inspection import Inspection
+
+
+def run_build(
+    source: str | None,
+    dtypes: Sequence[str],
+    output: Path | None,
+    *,
+    revision: str | None,
+    force: bool,
+    threads: int | None,
+    quiet: bool,
+    block_size: str,
+    table_bits: str,
+    **options: Any,
+) -> None:
+    """Build, then say in a few lines what was made."""
+    from lfm2export.pipeline import build
+    from lfm2export.recipes import Options
+
+    if source is None:
+        click.echo("No SOURCE given: exporting the small model that ships with this package.")
+    chosen = Options(block_size=int(block_size), table_bits=int(table_bits), **options)  # type: ignore[arg-type]
+    with progress_on_stderr(quiet) as progress:
+        report = build(
+            source,
+            revision=revision,
+            dtypes=dtypes or ("q4",),
+            options=chosen,
+            out=output,
+            force=force,
+            threads=threads,
+            progress=progress,
+        )
+    for dtype, model in report.models.items():
+        size = sum(file.bytes for file in model.files)
+        bits = 8 * size / report.spec.num_parameters
+        click.echo(f"{dtype:<6} {size / 1e6:10.1f} MB  {bits:5.2f} bits per weight  {model.files[0].name}")
+        for overflow in model.overflows:
+            click.echo(
+                f"{dtype}: {overflow.count} values of {overflow.tensor} do not fit float16 and were limited to 65504 "
+                f"(largest {overflow.largest:g}); prefer fp32 or q4 for this checkpoint",
+                err=True,
+            )
+    click.echo(f"{report.folder} is complete ({report.seconds:.1f} s)")
+
+
+def run_inspect(folder: Path, as_json: bool) -> bool:
+    """Show an artifact; whether it is good."""
+    from lfm2export.inspection import inspect_artifact
+
+    with progress_on_stderr() as progress:
+        found = inspect_artifact(folder, progress=progress)
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=2))
+    else:
+        _show(found)
+    return found.good
+
+
+def _show(found: Inspection) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    for model in found.models:
+        table = Table(
+            title=f"{model.file}  ({model.dtype}, logits {model.logits})", title_justify="left", show_header=False
+        )
+        add = table.add_row
+        opsets = ", ".join(f"{name or 'ai.onnx'} {version}" for name, version in model.opsets.items())
+        add("opset, IR", f"{opsets}; IR {model.ir_version}")
+        add("nodes", f"{model.nodes}, of which {model.nodes - model.nodes_without_weight_casts} cast an initializer")
+        add("operators", ", ".join(f"{name} {count}" for name, count in model.op_counts.items()))
+        add("bytes", f"{model.bytes:,} = {model.bits_per_weight:.2f} bits per weight")
+        add("by role", ", ".join(f"{name} {count:,}" for name, count in model.bytes_by_role.items()))
+        add("by type", ", ".join(f"{name} {count:,}" for name, count in model.bytes_by_dtype.items()))
+        add("chunks", ", ".join(f"{chunk.name} {chunk.bytes or 0:,}" for chunk in model.chunks) or "none")
+        add("inputs", _tensors(model.inputs))
+        add("outputs", _tensors(model.outputs))
+        add("contract", "kept" if not model.problems else "; ".join(model.problems))
+        console.print(table)
+    if found.hashes is None:
+        click.echo("hashes: none to check, the folder has no build.json")
+    elif found.hashes:
+        for problem in found.hashes:
+            click.echo(f"hashes: {problem}", err=True)
+    else:
+        click.echo("hashes: every file is as it was built")
+
+
+def _tensors(tensors: Sequence[Any]) -> str:
+    """The first ones in full; caches of further layers only differ in their number."""
+    shown = [f"{t.name} {t.dtype}[{', '.join(map(str, t.shape))}]" for t in tensors[:6]]
+    return "\n".join(shown) + (f"\n... {len(tensors) - 6} more" if len(tensors) > 6 else "")
+
+
+def run_generate(
+    folder: Path,
+    prompt: str | None,
+    *,
+    dtype: str | None,
+    chat: bool,
+    raw: bool,
+    system: str | None,
+    tools: Path | None,
+    max_new_tokens: int,
+    seed: int | None,
+    threads: int | None,
+    **sampling: Any,
+) -> None:
+    """Open the artifact and answer: one prompt, every line of a conversation, or a plain continuation."""
+    from lfm2export.generation.chat import Conversation, stream
+    from lfm2export.generation.defaults import read_defaults
+    from lfm2export.generation.text import ChatTokenizer
+    from lfm2export.generation.tools import read_tools
+    from lfm2export.runtime import BufferedModel, OnnxModel
+
+    functions = read_tools(tools) if tools is not None else None
+    if raw and (chat or system or functions):
+        raise PromptError("--raw continues plain text; leave out --chat, --system and --tools, or leave out --raw")
+    defaults = read_defaults(folder)
+    sampler = _sampler(defaults.sampling, seed, **sampling)
+    tokenizer = ChatTokenizer(folder)
+    model = BufferedModel(OnnxModel(folder, dtype, threads=threads))
+    if raw or (not tokenizer.has_chat_template and not chat):
+        text = prompt if prompt is not None else sys.stdin.read()
+        generated = stream(
+            model,
+            tokenizer,
+            tokenizer.encode(text),
+            max_new_tokens=max_new_tokens,
+            on_text=_write,
+            sampler=sampler,
+            eos_ids=defaults.eos_ids,
+        )
+        _finish(generated, sampler)
+        return
+    conversation = Conversation(
+        model,
+        tokenizer,
+        eos_ids=defaults.eos_ids,
+        max_new_tokens=max_new_tokens,
+        sampler=sampler,
+        tools=functions,
+        system=system,
+    )
+    for message in _messages(prompt, chat):
+        answer = conversation.ask(message, on_text=_write, skip_special=functions is None)
+        _finish(answer.generated, sampler)
+        for call in answer.calls.calls:
+            click.echo(f"tool call: {call}")
+        for error in answer.calls.errors:
+            click.echo(f"tool call not understood: {error}", err=True)
+
+
+def _sampler(
+    stated: Any,
+    seed: int | None,
+    *,
+    greedy: bool,
+    temperature: float | None,
+    min_p: float | None,
+    repetition_penalty: float | None,
+) -> Sampler:
+    from lfm2export.generation.sampling import GREEDY, Sampler
+
+    given = {"temperature": temperature, "min_p": min_p, "repetition_penalty": repetition_penalty}
+    given = {name: value for name, value in given.items() if value is not None}
+    if greedy and given:
+        raise PromptError(f"--greedy and --{next(iter(given)).replace('_', '-')} exclude each other; leave one out")
+    return Sampler(GREEDY if greedy else replace(stated, **given), seed)
+
+
+def _messages(prompt: str | None, chat: bool) -> Iterator[str]:
+    """The prompt, then, in a chat, every further line of the input."""
+    stdin = sys.stdin
+    if prompt is not None:
+        yield prompt
+    elif not chat:
+        yield stdin.read().strip()
+    if not chat:
+        return
+    interactive = stdin.isatty()
+    while True:
+        if interactive:
+            click.echo("> ", nl=False, err=True)
+        line = stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _write(text: str) -> None:
+    click.echo(text, nl=False)
+
+
+def _finish(generated: Generated[Any], sampler: Sampler) -> None:
+    """End the line, and say on stderr how fast it was and how to get the same answer again."""
+    click.echo()
+    rates = [
+        f"{rate:.1f} tokens/s {name}"
+        for name, rate in (("prefill", generated.prefill_rate), ("decode", generated.decode_rate))
+        if rate is not None
+    ]
+    how = "greedy" if sampler.sampling.greedy else f"seed {sampler.seed}"
+    click.echo(f"[{len(generated.tokens)} tokens, {generated.stop.value}; {', '.join(rates)}; {how}]", err=True)
