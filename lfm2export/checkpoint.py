@@ -343,9 +343,11 @@ def _read_header(path: Path) -> dict[str, _RawTensor]:
         header = json.loads(text.decode("utf-8"))
         if not isinstance(header, dict):
             raise ValueError("not an object")
+        metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("__metadata__ holds more than strings")
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{path} is damaged: its header is not valid JSON ({error}); {DOWNLOAD_AGAIN}") from error
-    header.pop("__metadata__", None)
     tensors = {name: _entry(path, name, entry, 8 + length) for name, entry in header.items()}
     _check_layout(path, tensors, 8 + length, size)
     return tensors

@@ -348,6 +348,37 @@ def test_offsets_beyond_the_data(tiny: Path) -> None:
     refusal(SourceError, tiny, "is truncated")
 
 
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_a_damaged_header_is_refused_whenever_the_library_refuses_it(
+    held: tuple[Checkpoint, dict[str, Any]], data: Any
+) -> None:
+    """Bytes of the header changed, or the file cut or grown: a SourceError or an intact reading, nothing else."""
+    from safetensors import SafetensorError, safe_open
+
+    checkpoint, _ = held
+    source = min(checkpoint.files, key=lambda path: path.stat().st_size)
+    content = bytearray(source.read_bytes())
+    (length,) = struct.unpack("<Q", content[:8])
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, 8 + length - 1))
+        content[at] = data.draw(st.sampled_from([*b'0123456789"[]{},: abF', 0, 255, content[at] ^ 1]))
+    content = content[: data.draw(st.sampled_from([len(content)] * 4 + [len(content) - 1, length, 3]))]
+    path = checkpoint.folder.parent / "damaged.safetensors"
+    path.write_bytes(content)
+    try:
+        with safe_open(path, "np") as file:
+            theirs = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError:
+        theirs = None
+    try:
+        ours = module._read_header(path)
+    except SourceError:
+        return
+    if all(tensor.dtype in module.ITEM_BYTES for tensor in ours.values()):  # others are refused by name, later
+        assert {name: tensor.shape for name, tensor in ours.items()} == theirs
+
+
 # --- the index --------------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny import tiny_config
 
 from lfm2export.errors import ConfigError, SourceError
@@ -125,6 +127,8 @@ def test_intermediate_size_may_be_stated_before_or_after_the_adjustment() -> Non
         ({"vocab_size": None}, ["no vocab_size"]),
         ({"vocab_size": 0}, ["vocab_size is 0", "positive integer"]),
         ({"vocab_size": True}, ["vocab_size is True"]),
+        ({"intermediate_size": 10**400}, ["intermediate_size is 1000", "below 2**31"]),
+        ({"norm_eps": 10**400}, ["norm_eps is 1000", "positive number"]),
         ({"hidden_size": "64"}, ["hidden_size is '64'"]),
         ({"hidden_size": 66}, ["66", "num_attention_heads 4", "head_dim"]),
         ({"num_key_value_heads": 3}, ["num_attention_heads is 4", "multiple of num_key_value_heads 3"]),
@@ -169,6 +173,25 @@ def test_refusals_name_the_field(overrides: dict[str, Any], parts: list[str]) ->
     message = str(caught.value)
     assert "\n" not in message
     assert [part for part in parts if part not in message] == [], message
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**400), 10**4) | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["rope_type", "rope_theta"]), inner),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(field=st.sampled_from([*family_config("350M"), *tiny_config(), "head_dim", "rope_parameters"]), value=JSON)
+def test_any_value_of_any_field_gives_a_spec_or_a_config_error(field: str, value: Any) -> None:
+    for config in (family_config("350M"), tiny_config()):
+        try:
+            spec = parse_spec(config | {field: value})
+        except ConfigError as error:
+            assert "\n" not in str(error).replace(repr(value), "")
+        else:
+            assert spec.num_parameters > 0
 
 
 def test_read_config_refusals(tmp_path: Path) -> None:
