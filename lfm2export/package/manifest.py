@@ -45,6 +45,9 @@ class Problem:
     file: str
     message: str
 
+    def __str__(self) -> str:
+        return self.message
+
 
 def library_versions() -> dict[str, str]:
     """Version of each of :data:`LIBRARIES`, without the local part (`+cpu`), which names a wheel and not the code."""

@@ -1,0 +1,152 @@
+"""The model card: front matter, snippets that run, a parity table that comes later."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from skeleton import File, Model, Overflow
+from tiny import tiny_config
+
+from lfm2export.errors import ArtifactError
+from lfm2export.package.card import CardFacts, fill_parity, find_license, render_card, source_metadata, without_parity
+from lfm2export.package.model_files import Provenance
+from lfm2export.spec import parse_spec
+
+SHA = "a" * 64
+Q4 = Model([File("model_q4.onnx", 500_000, SHA), File("model_q4.onnx_data", 94_720, SHA)])
+FP16 = Model([File("model_fp16.onnx", 1, SHA), File("model_fp16.onnx_data", 2, SHA)], [Overflow("norm.weight", 3, 1e5)])
+SEED_LOOP = """  logits, *present_cache_values = session.run(None, dict(
+      input_ids=input_ids,
+      attention_mask=attention_mask,
+      position_ids=position_ids,
+      **past_cache_values,
+  ))
+"""
+
+
+def card(
+    *,
+    models: Mapping[str, Model] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    repo_id: str | None = "LiquidAI/LFM2-350M",
+    chat: bool = True,
+    license_file: bool = True,
+    name: str = "LFM2-350M",
+    **config: Any,
+) -> str:
+    facts = CardFacts(chat, chat, license_file, metadata or {}, {"lfm2export": "0.1.0", "torch": "2.13.0"})
+    recipe = {"q4": {"block_size": 32, "table_bits": 8}}
+    provenance = Provenance(name, repo_id, "f00d" * 10, {"model.safetensors": SHA}, 40, recipe, {"logits": "last"})
+    return render_card(parse_spec(tiny_config(**config)), models or {"q4": Q4}, provenance, facts)
+
+
+def front(text: str) -> dict[str, Any]:
+    _, matter, _ = text.split("---\n", 2)
+    return dict(yaml.safe_load(matter))
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_front_matter_is_the_sources_with_what_this_is() -> None:
+    source = {
+        "license": "other",
+        "license_name": "lfm1.0",
+        "license_link": "LICENSE",
+        "language": ["en"],
+        "tags": ["edge"],
+    }
+    found = front(card(metadata=source | {"library_name": "transformers"}))
+    assert found["license"] == "other" and found["license_name"] == "lfm1.0" and found["license_link"] == "LICENSE"
+    assert found["base_model"] == "LiquidAI/LFM2-350M" and found["pipeline_tag"] == "text-generation"
+    assert found["library_name"] == "transformers.js" and found["language"] == ["en"]
+    assert found["tags"][0] == "transformers.js" and "edge" in found["tags"]
+
+
+def test_no_licence_is_invented() -> None:
+    text = card(license_file=False, repo_id=None)
+    assert front(text)["license"] == "other" and "license_link" not in front(text) and "base_model" not in front(text)
+    assert "states no licence" in text
+    assert front(card(metadata={"license": "mit"}))["license"] == "mit"
+    assert "license_name" not in front(card(metadata={"license": "mit"}))
+    assert "states `mit`" in card(metadata={"license": "mit"}, license_file=False)
+    assert (
+        front(card(repo_id=None, metadata={"base_model": "LiquidAI/LFM2-1.2B"}))["base_model"] == "LiquidAI/LFM2-1.2B"
+    )
+
+
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("name", ["LFM2-350M", 'odd "name" with a \\ and ü'])
+def test_python_snippets_compile(chat: bool, name: str) -> None:
+    snippets = blocks(card(chat=chat, name=name, models={"q4": Q4, "fp16": FP16}), "python")
+    assert len(snippets) == 2
+    for number, snippet in enumerate(snippets):
+        constants = [node.value for node in ast.walk(ast.parse(snippet)) if isinstance(node, ast.Constant)]
+        assert f"{name}-ONNX" in constants, f"snippet {number}"
+    assert SEED_LOOP in snippets[0]
+
+
+def test_the_loop_is_that_of_the_card_that_people_know() -> None:
+    """Every line of the generation loop; caches are float16 only where a file has them so."""
+    plain, half = (blocks(card(models=models), "python")[0] for models in ({"q4": Q4}, {"q4": Q4, "fp16": FP16}))
+    assert "cache_dtype = np.float32\n" in plain
+    assert 'np.float16 if filename in ("model_fp16.onnx",) else np.float32' in half
+    assert "config.hidden_size // config.num_attention_heads" in plain
+    assert "head_dim = config.head_dim" in blocks(card(head_dim=32), "python")[0]
+    assert '# Options: "model_fp16.onnx", "model_q4.onnx"' in half
+
+
+def test_javascript_snippets() -> None:
+    basic, tools = blocks(card(), "js")
+    assert '"LFM2-350M-ONNX",\n  { dtype: "q4" },' in basic and "apply_chat_template(messages, {\n  tools," in tools
+    (completion,) = blocks(card(chat=False), "js")
+    assert "messages" not in completion
+    assert '{ dtype: "fp16" }' in blocks(card(models={"fp16": FP16}), "js")[0]
+
+
+def test_files_sizes_and_overflows() -> None:
+    text = card(models={"q4": Q4, "fp16": FP16})
+    assert "| `q4` | `onnx/model_q4.onnx` | 0.6 MB | 4.00 |" in text
+    assert text.index("`onnx/model_fp16.onnx`") < text.index("`onnx/model_q4.onnx`")
+    assert "- `fp16`: 3 in `norm.weight`, up to 100000" in text
+    assert "float16 cannot hold" not in card()
+
+
+def test_provenance() -> None:
+    text = card()
+    assert f"| `model.safetensors` | sha256 `{SHA}` |" in text and "| revision | `" in text
+    assert "| q4 | block size 32, table bits 8 |" in text and "lfm2export 0.1.0, torch 2.13.0" in text
+
+
+def test_parity_is_filled_in_and_again() -> None:
+    text = card()
+    assert "Not verified yet" in text
+    first = fill_parity(text, "| dtype | KLD |\n|---|---|\n| q4 | 0.01 |")
+    assert "| q4 | 0.01 |" in first and "Not verified" not in first
+    second = fill_parity(first, "nothing")
+    assert without_parity(text) == without_parity(first) == without_parity(second) != second
+    for broken in ("no markers", text + text, text.replace("parity:begin", "parity:start")):
+        with pytest.raises(ArtifactError, match="once each"):
+            fill_parity(broken, "table")
+
+
+def test_source_files(tmp_path: Path) -> None:
+    assert source_metadata(tmp_path) == {} and find_license(tmp_path) is None
+    (tmp_path / "README.md").write_text("---\nlicense: mit\ntags: [a]\n---\n# Model\n")
+    assert source_metadata(tmp_path) == {"license": "mit", "tags": ["a"]}
+    (tmp_path / "README.md").write_text("---\nlicense: [\n---\n")
+    assert source_metadata(tmp_path) == {}
+    (tmp_path / "LICENSE.md").touch()
+    assert find_license(tmp_path) == tmp_path / "LICENSE.md"
+
+
+def test_the_source_is_json_safe() -> None:
+    assert json.loads(json.dumps(front(card())))

@@ -1,0 +1,152 @@
+"""config.json, generation_config.json and genai_config.json: one model, whoever reads them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import tiny_config, write_companions
+
+from lfm2export.errors import ConfigError
+from lfm2export.package.config import artifact_config, transformers_js_config
+from lfm2export.package.genai import genai_config
+from lfm2export.package.generation import artifact_generation, read_generation
+from lfm2export.package.token_ids import TokenIds, read_token_ids
+from lfm2export.spec import parse_spec
+from lfm2export.synth import family_config
+
+TOKENS = TokenIds(bos=1, pad=0, eos=(7,))
+CHUNKS = {"model.onnx": 2, "model_q4.onnx": 1}
+
+HUB_STYLE = {
+    "block_auto_adjust_ff_dim": True,
+    "block_ff_dim": 384,
+    "block_multiple_of": 64,
+    "block_ffn_dim_multiplier": 1.1,
+    "intermediate_size": None,
+    "full_attn_idxs": [1, 3],
+    "num_hidden_layers": 4,
+    "layer_types": None,
+    "tie_embedding": True,
+    "tie_word_embeddings": None,
+    "theta": 10000.0,
+    "rope_theta": None,
+}
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    HUB_STYLE,
+    {"block_auto_adjust_ff_dim": True, "intermediate_size": 384},
+    {"block_auto_adjust_ff_dim": True, "block_ff_dim": 384, "intermediate_size": 256},
+    {"head_dim": 32},
+    {"tie_word_embeddings": False, "conv_bias": True, "conv_L_cache": 5},
+    {"rope_theta": None, "rope_parameters": {"rope_theta": 5000.0, "rope_type": "default"}},
+]
+
+
+@pytest.mark.parametrize("overrides", VARIANTS)
+def test_both_readings_of_the_config_give_the_same_model(tmp_path: Path, overrides: dict[str, Any]) -> None:
+    """The sizes of transformers' own model, made from the artifact's config, are those of the source."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = tiny_config(**overrides)
+    spec = parse_spec(config)
+    written = artifact_config(config, spec, TOKENS, CHUNKS)
+    assert parse_spec(written) == spec
+    assert written["intermediate_size"] == written["block_ff_dim"] == spec.intermediate_size
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    read = AutoConfig.from_pretrained(tmp_path)
+    assert (read.layer_types, read.eos_token_id) == (list(spec.layer_types), 7)
+    assert read.rope_parameters["rope_theta"] == spec.rope_theta
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(read)
+    state = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if spec.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    assert state == spec.source_tensors()
+
+
+@pytest.mark.parametrize("size", ["350M", "2.6B"])
+def test_the_released_configs_keep_their_keys_but_second_spellings(size: str) -> None:
+    config = family_config(size)
+    written = artifact_config(config, parse_spec(config), TOKENS, CHUNKS)
+    assert set(config) - set(written) == {"torch_dtype", "theta", "tie_embedding"}
+    assert (written["dtype"], written["rope_theta"], written["tie_word_embeddings"]) == ("bfloat16", 1e6, True)
+    assert parse_spec(written) == parse_spec(config)
+    assert config == family_config(size), "the argument was changed"
+
+
+def test_transformers_js_finds_chunks_by_file_name() -> None:
+    settings = transformers_js_config(
+        {"model.onnx": 3, "model_fp16.onnx": 2, "model_quantized.onnx": 1, "model_q4f16.onnx": 1}
+    )
+    assert settings == {
+        "use_external_data_format": {
+            "model.onnx": 3,
+            "model_fp16.onnx": 2,
+            "model_quantized.onnx": 1,
+            "model_q4f16.onnx": 1,
+        },
+        "kv_cache_dtype": {"fp16": "float16", "q4f16": "float16"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("files", "dtype"),
+    [
+        (["model.onnx", "model_quantized.onnx"], None),
+        (["model_q4.onnx"], "q4"),
+        (["model.onnx", "model_q4.onnx"], "q4"),
+        (["model_quantized.onnx", "model_q4.onnx"], "q8"),
+        (["model_fp16.onnx"], "fp16"),
+    ],
+)
+def test_transformers_js_is_told_a_dtype_only_where_its_own_is_missing(files: list[str], dtype: str | None) -> None:
+    assert transformers_js_config(dict.fromkeys(files, 1)).get("dtype") == dtype
+
+
+def ids(folder: Path, template: str | None = "<|im_end|>", **config: Any) -> TokenIds:
+    return read_token_ids(folder, config, read_generation(folder), template)
+
+
+def test_token_ids(tmp_path: Path) -> None:
+    write_companions(tmp_path)
+    assert ids(tmp_path) == TOKENS  # generation_config.json
+    (tmp_path / "generation_config.json").unlink()
+    assert ids(tmp_path) == TokenIds(1, 0, (7,))  # tokenizer_config.json and tokenizer.json
+    assert ids(tmp_path, eos_token_id=2).eos == (7, 2), "a chat model stops at the end of a turn as well"
+    assert ids(tmp_path, eos_token_id=[2, 7]).eos == (7, 2)
+    assert ids(tmp_path, template=None, eos_token_id=2).eos == (2,), "a base model stops where its config says"
+    with pytest.raises(ConfigError, match="eos_token_id is 'end'"):
+        ids(tmp_path, eos_token_id="end")
+    (tmp_path / "tokenizer_config.json").unlink()
+    with pytest.raises(ConfigError, match="no file names an eos_token_id"):
+        ids(tmp_path, template=None)
+
+
+def test_generation_config_keeps_sampling_and_invents_none(tmp_path: Path) -> None:
+    source = {"do_sample": True, "temperature": 0.3, "min_p": 0.15, "repetition_penalty": 1.05, "eos_token_id": 7}
+    assert artifact_generation(source, TOKENS) == source | {"bos_token_id": 1, "pad_token_id": 0}
+    assert artifact_generation(None, TOKENS) == {"bos_token_id": 1, "eos_token_id": 7, "pad_token_id": 0}
+    assert artifact_generation(None, TokenIds(None, None, (7, 2))) == {"eos_token_id": [7, 2]}
+    (tmp_path / "generation_config.json").write_text("[]")
+    with pytest.raises(ConfigError, match="holds a JSON list"):
+        read_generation(tmp_path)
+
+
+def test_genai_config() -> None:
+    spec = parse_spec(family_config("350M"))
+    found = genai_config(spec, TOKENS, {"temperature": 0.3, "min_p": 0.15}, ["fp32", "q4"])
+    model, decoder = found["model"], found["model"]["decoder"]
+    assert (model["type"], model["eos_token_id"], model["context_length"]) == ("lfm2", 7, 128000)
+    assert decoder["filename"] == "onnx/model_q4.onnx"
+    assert decoder["inputs"]["past_conv_names"] == "past_conv.%d"
+    assert decoder["inputs"]["past_key_names"] == "past_key_values.%d.key"
+    assert decoder["outputs"]["present_value_names"] == "present.%d.value"
+    assert decoder["outputs"]["present_conv_names"] == "present_conv.%d"
+    assert decoder["layer_types"] == list(spec.layer_types) and decoder["head_size"] == 64
+    assert found["search"]["past_present_share_buffer"] and found["search"]["max_length"] == 4096
+    assert found["search"]["temperature"] == 0.3 and not found["search"]["do_sample"]
+    assert genai_config(spec, TOKENS, {}, ["fp16", "fp32"])["model"]["decoder"]["filename"] == "onnx/model.onnx"

@@ -1,0 +1,112 @@
+"""The tokenizer's files: the same template for every runtime, rendered the same."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+from tiny import CHAT_TEMPLATE, write_companions
+
+from lfm2export.errors import TokenizerError
+from lfm2export.package.tokenizer import portable_settings, portable_template, read_chat_templates, write_tokenizer
+
+MESSAGES = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}]
+
+
+def rendered(template: str) -> str:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    texts, _ = render_jinja_template(
+        [MESSAGES], chat_template=template, bos_token="<s>", return_assistant_tokens_mask=True
+    )
+    return str(texts[0])
+
+
+@pytest.mark.parametrize("left", ["{%", "{%-", "{%+", "{%- "])
+@pytest.mark.parametrize("right", ["%}", "-%}", " -%}", "+%}"])
+def test_generation_tags_go_and_the_text_stays(left: str, right: str) -> None:
+    for before, after in itertools.product(["", "\n", "  \n\n  ", " x "], ["", "\n", "\n\n  ", " y"]):
+        template = (
+            "{{ bos_token }}{% for m in messages %}\n{% if m.role == 'assistant' %}"
+            f"{before}{left} generation {right}{after}{{{{ m.content }}}}{before}{left}endgeneration{right}{after}"
+            "{% else %}{{ m.content }}{% endif %}{% endfor %}"
+        )
+        portable = portable_template(template)
+        assert "generation" not in portable
+        assert rendered(portable) == rendered(template)
+
+
+def test_the_generation_prompt_is_no_generation_tag() -> None:
+    assert portable_template(CHAT_TEMPLATE) == CHAT_TEMPLATE
+
+
+def test_the_template_is_in_both_places(tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    out.mkdir()
+    write_companions(source)
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": "older"}))
+    (source / "special_tokens_map.json").write_text('{"eos_token": "<|im_end|>"}')
+    write_tokenizer(source, out)
+    assert (out / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+    assert (out / "special_tokens_map.json").exists()
+    assert (out / "chat_template.jinja").read_text() == CHAT_TEMPLATE, "the file goes before the embedded one"
+    assert json.loads((out / "tokenizer_config.json").read_text()) == settings | {"chat_template": CHAT_TEMPLATE}
+
+
+def test_where_templates_come_from(tmp_path: Path) -> None:
+    assert read_chat_templates(tmp_path) == {}
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "legacy"}')
+    assert read_chat_templates(tmp_path) == {"default": "legacy"}
+    named = [{"name": "default", "template": "one"}, {"name": "tool_use", "template": "two"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    assert read_chat_templates(tmp_path) == {"default": "one", "tool_use": "two"}
+    (tmp_path / "out").mkdir()
+    write_tokenizer(tmp_path, tmp_path / "out")
+    assert read_chat_templates(tmp_path / "out") == {"default": "one", "tool_use": "two"}
+    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["chat_template"] == named
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": 5}')
+    with pytest.raises(TokenizerError, match="chat_template is a int"):
+        read_chat_templates(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(TokenizerError, match="not valid JSON"):
+        read_chat_templates(tmp_path)
+
+
+def test_settings_of_transformers_5_are_read_by_4_too() -> None:
+    settings = {
+        "backend": "tokenizers",
+        "extra_special_tokens": ["<|im_start|>"],
+        "tokenizer_class": "TokenizersBackend",
+    }
+    assert portable_settings(settings, {}) == {
+        "additional_special_tokens": ["<|im_start|>"],
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    assert portable_settings({"extra_special_tokens": {"image": "<i>"}, "tokenizer_class": "Other"}, {}) == {
+        "extra_special_tokens": {"image": "<i>"},
+        "tokenizer_class": "Other",
+    }
+
+
+def test_what_transformers_saves_comes_back_the_same(tmp_path: Path) -> None:
+    """A tokenizer saved by transformers 5, packaged, and loaded again."""
+    from transformers import AutoTokenizer
+
+    source, saved, out = (tmp_path / name for name in ("source", "saved", "out"))
+    source.mkdir()
+    out.mkdir()
+    write_companions(source)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    tokenizer.save_pretrained(saved)
+    write_tokenizer(saved, out)
+    again = AutoTokenizer.from_pretrained(out)
+    assert again.apply_chat_template(MESSAGES, tokenize=False) == tokenizer.apply_chat_template(
+        MESSAGES, tokenize=False
+    )
+    assert again.all_special_tokens == tokenizer.all_special_tokens
+    assert again("Paris is")["input_ids"] == tokenizer("Paris is")["input_ids"]
