@@ -53,6 +53,11 @@ class Piece:
     first: int
     rows: int
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that this piece writes."""
+        return sum(slot.nbytes // self.rows for slot in self.slots) * (self.stop - self.start)
+
 
 @dataclass(frozen=True)
 class Overflow:

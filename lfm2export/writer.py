@@ -91,7 +91,7 @@ def write_model(
     paths = [path.with_name(data_name(path.name, number)) for number in range(len(sizes))]
     with _output_errors(path, sum(sizes)), contextlib.ExitStack() as stack:
         files = [stack.enter_context(_preallocated(data, size)) for data, size in zip(paths, sizes, strict=True)]
-        job = _Job(slots, pieces, files, sizes, progress)
+        job = _Job(slots, pieces, files, progress)
         overflows = job.run(source, threads)
         written = [
             WrittenFile(data.name, size, digest) for data, size, digest in zip(paths, sizes, job.digests, strict=True)
@@ -138,10 +138,8 @@ def lay_out(recipes: dict[str, Recipe], max_chunk_bytes: int) -> tuple[list[Slot
 class _Job:
     """Pieces in flight, and what is known about the files so far. `lock` guards everything that changes."""
 
-    def __init__(
-        self, slots: list[Slot], pieces: list[Piece], files: list[int], sizes: list[int], progress: Progress
-    ) -> None:
-        self.slots, self.pieces, self.files, self.sizes, self.progress = slots, pieces, files, sizes, progress
+    def __init__(self, slots: list[Slot], pieces: list[Piece], files: list[int], progress: Progress) -> None:
+        self.slots, self.pieces, self.files, self.progress = slots, pieces, files, progress
         self.total = sum(slot.nbytes for slot in slots)
         self.done = 0
         self.lock = threading.Condition()
@@ -158,8 +156,9 @@ class _Job:
             futures = [workers.submit(self._evaluate, piece, source) for piece in self.pieces]
             futures.append(hasher.submit(self._hash))
             finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in finished:
-                future.result()
+            for future in futures:  # of several errors, the one that comes first in the file
+                if future in finished:
+                    future.result()
         finally:
             with self.lock:
                 self.stopped = True
@@ -176,7 +175,10 @@ class _Job:
         with self.lock:
             for slot in piece.slots:
                 self.missing[slot.name] -= 1
+            self.done += piece.nbytes
+            done = self.done
             self.lock.notify_all()
+        self.progress(STAGE, done, self.total, "B")
 
     def _write(self, slot: Slot, offset: int, values: NDArray[Any]) -> None:
         data = values.data.cast("B")
@@ -184,10 +186,6 @@ class _Job:
         while data:
             count = os.pwrite(self.files[slot.file], data, position)
             data, position = data[count:], position + count
-        with self.lock:
-            self.done += values.nbytes
-            done = self.done
-        self.progress(STAGE, done, self.total, "B")
 
     def _count(self, overflow: Overflow) -> None:
         with self.lock:

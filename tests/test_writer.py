@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-import functools
 import hashlib
 import math
-import os
-import shutil
-import signal
-import time
 import tracemalloc
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,104 +19,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lfm2export import pieces, writer
+from lfm2export import pieces
 from lfm2export.contract import IR_VERSION, MICROSOFT_OPSET, OPSET
-from lfm2export.errors import GraphError, OutputError, TensorError
 from lfm2export.quant import dequantize, quantize
-from lfm2export.weights import RECIPE, BlockFormat, Recipe
+from lfm2export.weights import BlockFormat, Recipe
 from lfm2export.writer import data_name, lay_out, write_model
-
-Matrix = NDArray[np.float32]
-Q4 = BlockFormat(4, 32, symmetric=False)
-
-
-@dataclass
-class Source:
-    """A checkpoint in memory; `before` runs ahead of every read."""
-
-    tensors: dict[str, Matrix]
-    before: Callable[[str, int], None] = field(default=lambda name, start: None)
-
-    def rows(self, name: str, start: int, stop: int) -> Matrix:
-        self.before(name, start)
-        return self.tensors[name][start:stop].copy()
-
-
-def gaussian(*shape: int, seed: int = 0) -> Matrix:
-    return np.random.default_rng((seed, *shape)).standard_normal(shape, dtype=np.float32)
-
-
-def quantized(name: str, parts: tuple[str, ...], rows: int, columns: int, format: BlockFormat) -> dict[str, Recipe]:
-    """The recipes of one quantized matrix."""
-    blocks = format.blocks(columns)
-    recipe = functools.partial(Recipe, parts, block=format)
-    code_shape = (rows, blocks, format.block_size * format.bits // 8)
-    found = {
-        f"{name}.codes": recipe(code_shape, "UINT8", component="codes"),
-        f"{name}.scales": recipe((rows, blocks), "FLOAT16", component="scales"),
-    }
-    if not format.symmetric:
-        shape = (rows, -(-blocks * format.bits // 8))
-        found[f"{name}.zero_points"] = recipe(shape, "UINT8", component="zero_points")
-    return found
-
-
-def model_of(recipes: dict[str, Recipe], nodes: list[ir.Node] | None = None, **ends: list[ir.Value]) -> ir.Model:
-    """A model with these initializers, and one small constant."""
-    values = [node_input for node in nodes or [] for node_input in node.inputs if node_input is not None]
-    by_name = {value.name: value for value in values}
-    constant = by_name.get("constant") or ir.Value(name="constant")
-    constant.const_value = ir.tensor(np.array([3, 1, 2], np.int64), name="constant")
-    initializers = [constant]
-    for name, recipe in recipes.items():
-        value = by_name.get(name) or ir.Value(name=name)
-        value.meta[RECIPE] = recipe
-        initializers.append(value)
-    opsets = {"": OPSET, "com.microsoft": MICROSOFT_OPSET}
-    inputs, outputs = ends.get("inputs", []), ends.get("outputs", [])
-    graph = ir.Graph(
-        inputs, outputs, nodes=nodes or [], initializers=initializers, name="written", opset_imports=opsets
-    )
-    return ir.Model(graph, ir_version=IR_VERSION)
-
-
-def every_kind() -> tuple[Source, dict[str, Recipe], dict[str, NDArray[Any]]]:
-    """(source, recipes, expected values) of one initializer of each kind."""
-    a, b, conv, norm = gaussian(40, 72), gaussian(24, 72), gaussian(40, 1, 3), gaussian(72)
-    stack = np.concatenate([a, b])
-    blocks = quantize(stack, Q4)
-    recipes = {
-        "norm": Recipe(("norm",), (72,)),
-        "conv": Recipe(("conv",), (40, 3)),
-        "dense": Recipe(("a", "b"), (64, 72)),
-        "dense.half": Recipe(("a",), (40, 72), "FLOAT16"),
-        "transposed": Recipe(("a", "b"), (64, 72)).transposed(),
-        "transposed.half": Recipe(("a", "b"), (72, 64), "FLOAT16", transpose=True),
-        **quantized("q", ("a", "b"), 64, 72, Q4),
-    }
-    assert blocks.zero_points is not None
-    expected: dict[str, NDArray[Any]] = {
-        "norm": norm,
-        "conv": conv.reshape(40, 3),
-        "dense": stack,
-        "dense.half": a.astype(np.float16),
-        "transposed": stack.T,
-        "transposed.half": stack.T.astype(np.float16),
-        "q.codes": blocks.codes,
-        "q.scales": blocks.scales,
-        "q.zero_points": blocks.zero_points,
-        "constant": np.array([3, 1, 2], np.int64),
-    }
-    return Source({"a": a, "b": b, "conv": conv, "norm": norm}), recipes, expected
+from tests.weight_recipes import Q4, Matrix, Source, every_kind, gaussian, model_of, quantized, small_pieces
 
 
 def read_back(path: Path) -> dict[str, NDArray[Any]]:
     model = onnx.load(path)
     return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-
-
-def small_pieces(monkeypatch: pytest.MonkeyPatch, nbytes: int) -> None:
-    monkeypatch.setattr(writer, "cut", functools.partial(pieces.cut, piece_bytes=nbytes))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -219,13 +125,6 @@ def test_chunks_hold_whole_tensors_under_bare_names(tmp_path: Path) -> None:
         assert hashlib.sha256((tmp_path / file.name).read_bytes()).hexdigest() == file.sha256
 
 
-def test_a_tensor_larger_than_a_chunk_is_refused(tmp_path: Path) -> None:
-    source, recipes, _ = every_kind()
-    with pytest.raises(OutputError, match=r"dense takes 18432 bytes .* more than the 18000"):
-        write_model(model_of(recipes), source, tmp_path / "m.onnx", threads=1, max_chunk_bytes=18000)
-    assert list(tmp_path.iterdir()) == []
-
-
 @given(st.lists(st.integers(1, 300_000), max_size=30), st.integers(300_000, 1_000_000))
 def test_layout_is_ordered_aligned_and_never_overlaps(counts: list[int], limit: int) -> None:
     recipes = {f"t{i}": Recipe((f"t{i}",), (count,), "UINT8") for i, count in enumerate(counts)}
@@ -251,6 +150,7 @@ def test_progress_counts_every_byte(tmp_path: Path) -> None:
     write_model(model_of(recipes), source, tmp_path / "m.onnx", threads=2, progress=lambda *call: calls.append(call))
     total = sum(pieces.stored_bytes(recipe) for recipe in recipes.values())
     assert max(call[1] for call in calls) == total
+    assert len(calls) == 11  # one for each piece, not for each write
     assert {(stage, of, unit) for stage, _, of, unit in calls} == {("write", total, "B")}
 
 
@@ -266,106 +166,6 @@ def test_values_that_float16_cannot_hold_are_limited_and_reported(tmp_path: Path
     found = read_back(tmp_path / "m.onnx")
     assert (found["w"][3, 4], found["w"][50, 1], found["w"][9, 9]) == (65504, -65504, 65504)
     assert all(np.isfinite(values).all() for values in found.values())
-
-
-def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:
-    weight = gaussian(64, 64)
-    weight[3, 4] = np.nan
-    for recipes in ({"half": Recipe(("w",), (64, 64), "FLOAT16")}, quantized("q", ("w",), 64, 64, Q4)):
-        with pytest.raises(TensorError, match=r"^(half|w)\b.*NaN or Inf"):
-            write_model(model_of(recipes), Source({"w": weight}), tmp_path / "m.onnx", threads=2)
-
-
-@pytest.mark.parametrize(
-    ("recipe", "message"),
-    [
-        (Recipe(("missing",), (4, 4)), "made of missing"),
-        (Recipe(("w",), (64, 63)), "expected 4096 float values"),
-        (Recipe(("w",), (64, 64), "UINT8"), "UINT8"),
-        (Recipe(("w", "narrow"), (128, 64)), "parts that differ in rows only"),
-        (Recipe(("conv",), (3, 8), transpose=True), "transposed"),
-        (Recipe(("w",), (64, 2, 17), "UINT8", block=Q4, component="codes"), "stores codes as"),
-        (Recipe(("w",), (64, 2), "FLOAT", block=Q4, component="scales"), "expected .'FLOAT16'"),
-        (Recipe(("conv",), (8, 1, 16), "UINT8", block=Q4, component="codes"), "expected matrices"),
-        (
-            Recipe(("w",), (64, 1), "UINT8", block=BlockFormat(4, 32, symmetric=True), component="zero_points"),
-            "expected None",
-        ),
-    ],
-)
-def test_recipes_that_do_not_fit_are_refused_before_anything_is_written(
-    tmp_path: Path, recipe: Recipe, message: str
-) -> None:
-    source = Source({"w": gaussian(64, 64), "narrow": gaussian(64, 32), "conv": gaussian(8, 1, 3)})
-    with pytest.raises(GraphError, match=message):
-        write_model(model_of({"bad": recipe}), source, tmp_path / "m.onnx", threads=1)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_initializer_without_value_or_recipe_is_refused(tmp_path: Path) -> None:
-    model = model_of({"w": Recipe(("w",), (4,))})
-    del model.graph.initializers["w"].meta[RECIPE]
-    with pytest.raises(GraphError, match="w has neither a value nor a recipe"):
-        write_model(model, Source({}), tmp_path / "m.onnx", threads=1)
-
-
-def test_an_error_in_a_worker_stops_the_others_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small_pieces(monkeypatch, 256)
-    reads: list[int] = []
-
-    def before(name: str, start: int) -> None:
-        reads.append(start)
-        time.sleep(0.001)
-        if start == 20:
-            raise TensorError("row 20 is damaged")
-
-    source = Source({"w": gaussian(4000, 64)}, before)
-    with pytest.raises(TensorError, match="row 20 is damaged"):
-        write_model(model_of({"w": Recipe(("w",), (4000, 64))}), source, tmp_path / "m.onnx", threads=2)
-    assert len(reads) < 200
-    assert not (tmp_path / "m.onnx").exists()
-
-
-def test_interruption_propagates_and_stops_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small_pieces(monkeypatch, 256)
-    reads: list[int] = []
-
-    def before(name: str, start: int) -> None:
-        reads.append(start)
-        time.sleep(0.001)
-        if start == 20:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    source = Source({"w": gaussian(4000, 64)}, before)
-    with pytest.raises(KeyboardInterrupt):
-        write_model(model_of({"w": Recipe(("w",), (4000, 64))}), source, tmp_path / "m.onnx", threads=2)
-    after = len(reads)
-    assert after < 1000
-    time.sleep(0.05)
-    assert len(reads) == after
-
-
-def no_space(*_: object) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-@pytest.mark.parametrize("where", ["disk_usage", "posix_fallocate", "pwrite"])
-def test_a_full_disk_is_one_line_with_both_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    monkeypatch.setattr(
-        shutil, "disk_usage", lambda path: SimpleNamespace(free=100 if where == "disk_usage" else 10**9)
-    )
-    if where != "disk_usage":
-        monkeypatch.setattr(os, where, no_space)
-    source, recipes, _ = every_kind()
-    with pytest.raises(OutputError, match=r"no space left in .*: m\.onnx needs \d+ bytes, has 10+; .*") as caught:
-        write_model(model_of(recipes), source, tmp_path / "m.onnx", threads=2)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_folder_that_is_not_there_is_an_output_error(tmp_path: Path) -> None:
-    source, recipes, _ = every_kind()
-    with pytest.raises(OutputError, match="cannot be written"):
-        write_model(model_of(recipes), source, tmp_path / "none" / "m.onnx", threads=1)
 
 
 @dataclass
