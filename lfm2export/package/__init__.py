@@ -18,6 +18,9 @@ from lfm2export.package.token_ids import read_token_ids
 from lfm2export.package.tokenizer import portable_template, read_chat_templates, write_tokenizer
 from lfm2export.spec import ModelSpec
 
+#: What an Apache licence asks to be passed on.
+NOTICE = "NOTICE"
+
 __all__ = ["Models", "Provenance", "write_package"]
 
 
@@ -53,6 +56,8 @@ def write_package(
     _write_json(folder / "genai_config.json", genai_config(spec, tokens, settings, models))
     if license_file is not None:
         shutil.copyfile(license_file, folder / "LICENSE")
+    if (source / NOTICE).is_file():
+        shutil.copyfile(source / NOTICE, folder / NOTICE)
     facts = CardFacts(
         chat=template is not None,
         tools=any("tools" in text for text in templates.values()),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path, PurePosixPath
@@ -61,7 +61,7 @@ def write_manifest(folder: Path, provenance: Provenance, spec: ModelSpec, models
     known = {f"onnx/{file.name}": (file.bytes, file.sha256) for model in models.values() for file in model.files}
     files: dict[str, Any] = {}
     for name in _files(folder):
-        size, digest = known[name] if name in known else _measure(folder, name, silent)
+        size, digest = known[name] if name in known else _measure(folder, name)
         files[name] = {"bytes": size, "sha256": digest}
     manifest = {
         "schema_version": SCHEMA_VERSION,
@@ -118,6 +118,13 @@ def check_manifest(folder: Path, progress: Progress = silent) -> list[Problem]:
         raise ArtifactError(f"{folder} has no {FILE}, so no hash can be checked; it was not built by this tool")
     problems: list[Problem] = []
     listed: Mapping[str, Any] = manifest["files"]
+    total, done = sum(entry["bytes"] for entry in listed.values()), 0
+
+    def count(read: int) -> None:
+        nonlocal done
+        done += read
+        progress("hash", done, total, "B")
+
     for name, entry in listed.items():
         if not (folder / name).is_file():
             problems.append(Problem("missing", name, f"{name} is missing; build the artifact again"))
@@ -126,7 +133,7 @@ def check_manifest(folder: Path, progress: Progress = silent) -> list[Problem]:
             got = (folder / name).stat().st_size
             problems.append(Problem("size", name, f"{name} has {got} bytes, expected {entry['bytes']}"))
             continue
-        _, digest = _measure(folder, name, progress)
+        _, digest = _measure(folder, name, count)
         if digest != entry["sha256"]:
             problems.append(
                 Problem("hash", name, f"{name} has the sha256 {digest[:12]}…, expected {entry['sha256'][:12]}…")
@@ -143,20 +150,20 @@ def _files(folder: Path) -> list[str]:
     return sorted(name for name in names if name not in UNHASHED)
 
 
-def _measure(folder: Path, name: str, progress: Progress) -> tuple[int, str]:
+def _measure(folder: Path, name: str, count: Callable[[int], None] | None = None) -> tuple[int, str]:
     """Bytes and sha256 of a file; of README.md without what stands between the parity markers."""
     path = folder / name
     if name == "README.md":
-        text = without_parity(path.read_text(encoding="utf-8")).encode()
+        text = without_parity(path.read_bytes().decode("utf-8", "replace")).encode()
         return len(text), hashlib.sha256(text).hexdigest()
-    total, done = path.stat().st_size, 0
-    state = hashlib.sha256()
+    size, state = 0, hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(HASH_BYTES):
             state.update(block)
-            done += len(block)
-            progress(f"hash {name}", done, total, "B")
-    return total, state.hexdigest()
+            size += len(block)
+            if count is not None:
+                count(len(block))
+    return size, state.hexdigest()
 
 
 def _model_entry(folder: Path, spec: ModelSpec, dtype: str, model: WrittenModel) -> dict[str, Any]:

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import yaml
 from skeleton import File, Model, Overflow
-from tiny import tiny_config
+from standin import write_standin
+from tiny import tiny_config, write_companions
 
 from lfm2export.errors import ArtifactError
+from lfm2export.package import write_package
 from lfm2export.package.card import CardFacts, fill_parity, find_license, render_card, source_metadata, without_parity
 from lfm2export.package.model_files import Provenance
 from lfm2export.spec import parse_spec
@@ -148,5 +150,20 @@ def test_source_files(tmp_path: Path) -> None:
     assert find_license(tmp_path) == tmp_path / "LICENSE.md"
 
 
-def test_the_source_is_json_safe() -> None:
-    assert json.loads(json.dumps(front(card())))
+def test_the_python_snippet_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it stands in the card, in a packaged folder, but for the number of tokens."""
+    source, out = tmp_path / "source", tmp_path / "tiny-ONNX"
+    source.mkdir()
+    write_companions(source)
+    write_standin(out, vocabulary=512)
+    config = json.loads((out / "config.json").read_text()) | {"bos_token_id": 1, "pad_token_id": 0}
+    model = Model([File("model.onnx", (out / "onnx" / "model.onnx").stat().st_size, SHA)])
+    write_package(out, source, config, parse_spec(config), {"fp32": model}, Provenance("tiny", None, None, {}, 40, {}))
+    snippet, _ = blocks((out / "README.md").read_text(), "python")
+    monkeypatch.chdir(tmp_path)
+    space: dict[str, Any] = {}
+    exec(compile(snippet.replace("max_new_tokens = 1024", "max_new_tokens = 4"), "README.md", "exec"), space)
+    assert space["generated_tokens"].shape == (1, 4) or space["generated_tokens"][0, -1] == 7
+    assert capsys.readouterr().out

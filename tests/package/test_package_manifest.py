@@ -18,6 +18,7 @@ from lfm2export.spec import parse_spec
 
 FILES = {
     "LICENSE",
+    "NOTICE",
     "README.md",
     "build.json",
     "chat_template.jinja",
@@ -40,6 +41,7 @@ def build(folder: Path) -> Path:
     source.mkdir(parents=True)
     write_companions(source)
     (source / "LICENSE").rename(source / "LICENSE.txt")
+    (source / "NOTICE").write_text("Made of numbers.")
     config = tiny_config()
     spec = parse_spec(config)
     models = {"q4": write_skeleton(out, spec, "q4"), "fp32": write_skeleton(out, spec, "fp32", chunks=2)}
@@ -59,7 +61,9 @@ def kinds(folder: Path) -> list[tuple[str, str]]:
 
 def test_the_folder_is_complete_and_good(out: Path) -> None:
     assert {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} == FILES
-    assert check_manifest(out) == []
+    seen: list[tuple[str, int, int | None, str]] = []
+    assert check_manifest(out, lambda *step: seen.append(step)) == []
+    assert {step[0] for step in seen} == {"hash"} and seen[-1][1] <= (seen[-1][2] or 0)
     manifest = read_manifest(out)
     assert manifest is not None
     assert set(manifest["files"]) == FILES - {"build.json"}
@@ -101,6 +105,10 @@ def test_what_verify_writes_is_no_damage_and_the_rest_of_the_card_is(out: Path) 
     (out / "README.md").write_text(fill_parity(card, "| a | table |"))
     assert check_manifest(out) == []
     (out / "README.md").write_text(card.replace("## License", "## Lizenz"))
+    assert kinds(out) == [("hash", "README.md")]
+    (out / "README.md").write_bytes(card.encode().replace(b"\n", b"\r\n"))
+    assert kinds(out) == [("hash", "README.md")]
+    (out / "README.md").write_bytes(b"\xff" + card.encode())
     assert kinds(out) == [("hash", "README.md")]
 
 
