@@ -44,8 +44,8 @@ def staged_output(out: Path, *, force: bool, source: Path | None = None) -> Iter
     Raises:
         OutputError: before the block, `out` cannot be used; during it, the disk is full or read-only.
     """
-    out = _place(out)
     check_output(out, force=force, source=source)
+    out = _place(out)
     made: list[Path] = []
     lock: int | None = None
     staging: Path | None = None
@@ -78,12 +78,15 @@ def check_output(out: Path, *, force: bool, source: Path | None = None) -> None:
         OutputError: it exists (without `force`), is no folder, is not this tool's to replace, overlaps with the source,
             or its parent cannot be written to.
     """
-    out = _place(out)
-    if source is not None:
-        _check_overlap(out, source.resolve())
-    if out.exists():
-        _check_replaceable(out, force)
-    parent = _nearest_folder(out)
+    try:
+        out = _place(out)
+        if source is not None:
+            _check_overlap(out, source.resolve())
+        if out.exists():
+            _check_replaceable(out, force)
+        parent = _nearest_folder(out)
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise _unusable(error, out) from error
     if not parent.is_dir():
         raise OutputError(f"{parent} is a file, so {out} cannot be created; choose another output with -o")
     if not os.access(parent, os.W_OK | os.X_OK):
@@ -273,6 +276,9 @@ def _translated(error: OSError, out: Path, staging: Path | None) -> OutputError 
     ours = named is None or named == out.parent or (staging is not None and staging in (named, *named.parents))
     if error.errno in _ACCESS and ours:
         return OutputError(f"cannot write {out}: {reason.lower()}; change its permissions, or choose another with -o")
-    if staging is None:
-        return OutputError(f"cannot create {out}: {reason.lower()}; choose another output with -o")
-    return None
+    return _unusable(error, out) if staging is None else None
+
+
+def _unusable(error: OSError, out: Path) -> OutputError:
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return OutputError(f"cannot create {out}: {reason.lower()}; choose another output with -o")

@@ -121,6 +121,13 @@ def test_what_is_refused_before_any_work(tmp_path: Path) -> None:
     assert "inside the source" in refused(link / "out", source=source)
 
 
+def test_names_that_cannot_be(tmp_path: Path) -> None:
+    assert "file name too long" in refused(tmp_path / ("x" * 300))
+    assert "file name too long" in refused(tmp_path / ("x" * 250)), "the staging folder's name is longer"
+    with pytest.raises(OutputError, match="cannot create"), staged_output(Path("/proc/out"), force=False):
+        raise AssertionError("the block must not run")
+
+
 def test_an_empty_folder_is_replaced_with_force(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with staged_output(tmp_path / "out", force=True) as folder:
