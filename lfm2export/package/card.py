@@ -99,6 +99,7 @@ def render_card(
     )
     environment.filters["quoted"] = json.dumps
     environment.filters["megabytes"] = _megabytes
+    environment.filters["in_words"] = _in_words
     template = environment.from_string(
         (resources.files("lfm2export") / "package" / "templates" / "README.md.jinja").read_text(encoding="utf-8")
     )
@@ -148,6 +149,20 @@ def _around_parity(card: str) -> tuple[str, str]:
     if card.count(PARITY_BEGIN) != 1 or card.count(PARITY_END) != 1 or end < start:
         raise ArtifactError(f"README.md does not have {PARITY_BEGIN} and {PARITY_END} once each; restore the lines")
     return card[:start], card[end + len(PARITY_END) :]
+
+
+def _in_words(options: Mapping[str, Any], separator: str = "; ") -> str:
+    """Options as a table cell: `{"a_b": 3, "c": {"d": True}, "e": None}` is "a b 3; c: d"."""
+    words: list[str] = []
+    for key, value in options.items():
+        name = key.replace("_", " ")
+        if isinstance(value, Mapping):
+            words.append(f"{name}: {_in_words(value, ', ')}")
+        elif isinstance(value, bool):
+            words.append(name if value else f"not {name}")
+        elif value is not None:
+            words.append(f"{name} {value}")
+    return separator.join(words)
 
 
 def _megabytes(count: int) -> str:

@@ -44,7 +44,11 @@ def card(
     **config: Any,
 ) -> str:
     facts = CardFacts(chat, chat, license_file, metadata or {}, {"lfm2export": "0.1.0", "torch": "2.13.0"})
-    recipe = {"q4": {"block_size": 32, "table_bits": 8}}
+    body = {"bits": 4, "block_size": 32, "symmetric": False}
+    recipe = {
+        "fp32": {"body": None},
+        "q4": {"body": body, "table": {"bits": 8, "symmetric": True}, "lookup": "portable"},
+    }
     provenance = Provenance(name, repo_id, "f00d" * 10, {"model.safetensors": SHA}, 40, recipe, {"logits": "last"})
     return render_card(parse_spec(tiny_config(**config)), models or {"q4": Q4}, provenance, facts)
 
@@ -125,7 +129,9 @@ def test_files_sizes_and_overflows() -> None:
 def test_provenance() -> None:
     text = card()
     assert f"| `model.safetensors` | sha256 `{SHA}` |" in text and "| revision | `" in text
-    assert "| q4 | block size 32, table bits 8 |" in text and "lfm2export 0.1.0, torch 2.13.0" in text
+    assert "| q4 | body: bits 4, block size 32, not symmetric; table: bits 8, symmetric; lookup portable |" in text
+    assert "| fp32 | as is |" in text and "| options | logits last |" in text
+    assert "lfm2export 0.1.0, torch 2.13.0" in text
 
 
 def test_parity_is_filled_in_and_again() -> None:
