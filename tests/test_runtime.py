@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from standin import CONFIG, write_standin
+from tiny import write_tiny
 
 from lfm2export.errors import ArtifactError, ConfigError, StepError
 from lfm2export.runtime import BufferedModel, OnnxModel, available_models, find_model
@@ -177,3 +181,97 @@ def test_next_token_logits_of_all_positions_take_the_last_valid_one() -> None:
     assert next_token_logits(logits).tolist() == [[4, 5], [10, 11]]
     assert next_token_logits(logits, tokens([0, 1, 1], [1, 0, 0])).tolist() == [[4, 5], [6, 7]]
     assert next_token_logits(logits[:, -1:], tokens([0, 1, 1], [1, 0, 0])).tolist() == [[4, 5], [10, 11]]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("source") / "tiny", hidden_size=64, intermediate_size=128)
+
+
+@pytest.fixture(scope="module")
+def artifact(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What our own build makes of a tiny checkpoint."""
+    from lfm2export.pipeline import build
+
+    return build(str(tiny), dtypes=("fp32", "q4f16", "q4"), out=tmp_path_factory.mktemp("built") / "tiny-ONNX").folder
+
+
+def forced(
+    model: Any, prompt: list[int], answer: list[int]
+) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, ...], int]]:
+    """Logits, caches and length after the prompt and after every token of the answer."""
+    state = model.new_state()
+    for chunk in [prompt, *([token] for token in answer)]:
+        logits, state = model.step(np.array([chunk]), state)
+        yield logits, model.read_caches(state), int(state.lengths[0])
+
+
+IDS = [3, 141, 59, 26, 53, 58, 97, 93, 238, 46, 264, 338, 327, 95, 1, 288]
+
+
+@pytest.mark.parametrize("prompt", [1, 5])
+def test_our_fp32_file_is_the_reference_at_every_step(artifact: Path, tiny: Path, prompt: int) -> None:
+    from lfm2export.reference import load_reference
+
+    reference = forced(load_reference(tiny, "memory"), IDS[:prompt], IDS[prompt:])
+    model = OnnxModel(artifact, "fp32", threads=1)
+    for got, expected in zip(forced(model, IDS[:prompt], IDS[prompt:]), reference, strict=True):
+        assert got[2] == expected[2]
+        np.testing.assert_allclose(got[0], expected[0], atol=1e-4, rtol=0)
+        for cache, held, wanted in zip(model.contract.caches, got[1], expected[1], strict=True):
+            np.testing.assert_allclose(held, wanted, atol=1e-4, rtol=0, err_msg=f"{cache.past.name} after {got[2]}")
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "q4", "q4f16"])
+def test_our_files_run_on_shared_buffers_bit_for_bit(artifact: Path, dtype: str) -> None:
+    model = OnnxModel(artifact, dtype, threads=1)
+    long = IDS * 20  # beyond the first capacity, so that the buffers grow on the way
+    copied, shared = forced(model, long[:250], long[250:]), forced(BufferedModel(model), long[:250], long[250:])
+    for one, other in zip(copied, shared, strict=True):
+        assert np.array_equal(one[0], other[0])
+        for cache, held, buffer in zip(model.contract.caches, one[1], other[1], strict=True):
+            assert np.array_equal(held, buffer if cache.kind == "conv" else buffer[:, :, : one[2]])
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "q4", "q4f16"])
+@pytest.mark.parametrize("buffered", [False, True])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_rows_equal_the_same_rows_alone(artifact: Path, dtype: str, buffered: bool, side: str) -> None:
+    plain = OnnxModel(artifact, dtype, threads=1)
+    model: Any = BufferedModel(plain) if buffered else plain
+    rows = [IDS[:3], IDS[3:12], IDS[12:13]]
+    ids, mask = np.zeros((3, 9), np.int64), np.zeros((3, 9), np.int64)
+    for index, row in enumerate(rows):
+        place = slice(9 - len(row), None) if side == "left" else slice(len(row))
+        ids[index, place], mask[index, place] = row, 1
+    logits, state = model.step(ids, model.new_state(3), mask)
+    alone = [forced(model, row, IDS[:4]) for row in rows]
+    for token in [*IDS[:4], None]:
+        for index, row in enumerate(alone):
+            expected, caches, length = next(row)
+            np.testing.assert_allclose(logits[index], expected[0], atol=2e-5, rtol=0)
+            for cache, held, wanted in zip(plain.contract.caches, model.read_caches(state), caches, strict=True):
+                own = (
+                    (held[index], wanted[0])
+                    if cache.kind == "conv"
+                    else (held[index, :, :length], wanted[0, :, :length])
+                )
+                np.testing.assert_allclose(own[0], own[1], atol=2e-5, rtol=0, err_msg=cache.past.name)
+        if token is not None:
+            logits, state = model.step(np.full((3, 1), token), state)
+
+
+def test_a_folder_without_a_manifest_runs_too(artifact: Path, tmp_path: Path) -> None:
+    shutil.copytree(artifact / "onnx", tmp_path / "onnx")
+    shutil.copy(artifact / "config.json", tmp_path)
+    mine, its = (OnnxModel(folder, "q4", threads=1) for folder in (artifact, tmp_path))
+    assert np.array_equal(*(model.step(np.array([IDS]), model.new_state())[0] for model in (mine, its)))
+
+
+def test_quantized_files_are_not_run_without_constant_folding(artifact: Path) -> None:
+    """onnxruntime would give zeros in silence."""
+    with pytest.raises(ArtifactError, match="computes zeros without constant folding"):
+        OnnxModel(artifact, "q4", optimization="none")
+    outputs = [OnnxModel(artifact, "q4", threads=1, optimization=level) for level in ("all", "basic")]
+    first, second = (model.step(np.array([IDS]), model.new_state())[0] for model in outputs)
+    np.testing.assert_allclose(first, second, atol=1e-4, rtol=0)

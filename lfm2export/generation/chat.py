@@ -17,12 +17,13 @@ class Answer(Generic[S]):
     """One turn of the assistant.
 
     text: the answer with its special tokens, the stop token left out, as the conversation keeps it. calls: the tool
-    calls in it. reused: tokens of the prompt that the cache already held.
+    calls in it. prompt: the tokens before the answer, of which the cache already held the first `reused`.
     """
 
     text: str
     calls: ToolCalls
     generated: Generated[S]
+    prompt: list[int]
     reused: int
 
 
@@ -64,8 +65,9 @@ def stream(
 class Conversation(Generic[S]):
     """Messages, and the model's state after them.
 
-    When the conversation as rendered for a turn begins with the very tokens that the cache holds, only the rest is
-    fed; otherwise (a template that rewrites earlier turns, a text that tokenizes differently) all of it is, afresh.
+    When the conversation as rendered for a turn begins with what the cache holds, only the rest is fed. The answers'
+    own tokens stand then, even where their text would tokenize otherwise. If it does not (a template that rewrites
+    earlier turns), all of it is fed afresh.
 
     Args:
         tools: function objects, as the chat template takes them.
@@ -109,9 +111,7 @@ class Conversation(Generic[S]):
             PromptError: the template refuses the message, or the conversation no longer fits the context.
         """
         messages = [*self.messages, {"role": role, "content": content}]
-        tokens = self.tokenizer.encode_chat(messages, tools=self.tools)
-        extends = len(tokens) > len(self._cached) and tokens[: len(self._cached)] == self._cached
-        state, reused = (self._state, len(self._cached)) if extends and self._state is not None else (None, 0)
+        tokens, reused = self._prompt(self.tokenizer.render(messages, tools=self.tools))
         generated = stream(
             self.model,
             self.tokenizer,
@@ -121,7 +121,7 @@ class Conversation(Generic[S]):
             sampler=self.sampler,
             eos_ids=self.eos_ids,
             skip_special=skip_special,
-            state=state,
+            state=self._state if reused else None,
         )
         self._state = generated.state
         self._cached = [*tokens, *generated.tokens][: int(generated.state.lengths[0])]
@@ -129,7 +129,17 @@ class Conversation(Generic[S]):
         text = self.tokenizer.decode(answer)
         if generated.tokens:
             self.messages = [*messages, {"role": "assistant", "content": text}]
-        return Answer(text, parse_tool_calls(text), generated, reused)
+        return Answer(text, parse_tool_calls(text), generated, tokens, reused)
+
+    def _prompt(self, rendered: str) -> tuple[list[int], int]:
+        """The tokens of the conversation, and how many of them the cache holds: all it has, or none."""
+        tokens, held = self.tokenizer.encode(rendered, special=False), len(self._cached)
+        if held < len(tokens) and tokens[:held] == self._cached:
+            return tokens, held
+        text = self.tokenizer.decode(self._cached)
+        if held and len(text) < len(rendered) and rendered.startswith(text):
+            return [*self._cached, *self.tokenizer.encode(rendered[len(text) :], special=False)], held
+        return tokens, 0
 
 
 def _ignore(text: str) -> None:

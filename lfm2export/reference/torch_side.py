@@ -5,6 +5,7 @@ Letters: B batch, P past, H hidden, K KV heads, D head_dim, L conv_L_cache.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,9 @@ from lfm2export.checkpoint import Checkpoint
 from lfm2export.errors import ConfigError, StepError
 from lfm2export.spec import CONV, ModelSpec
 from lfm2export.steps import Mask, Tokens, row_lengths, step_inputs
+
+#: It advises to install a CUDA kernel for the convolution; the reference is the PyTorch one, and the library is silent.
+logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
