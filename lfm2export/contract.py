@@ -28,6 +28,8 @@ LOGITS = "logits"
 
 OPSET = 21
 IR_VERSION = 10
+#: The domain of the fused operators, and its version.
+MICROSOFT = "com.microsoft"
 MICROSOFT_OPSET = 1
 
 #: numpy name of an element type -> its ONNX name.

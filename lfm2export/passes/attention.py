@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from lfm2export.contract import MICROSOFT
 from lfm2export.passes.matching import (
-    MICROSOFT,
     Builder,
     Firing,
     NoMatch,

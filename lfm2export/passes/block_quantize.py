@@ -17,8 +17,9 @@ from typing import Literal
 
 import onnx_ir as ir
 
+from lfm2export.contract import MICROSOFT
 from lfm2export.passes import lookup
-from lfm2export.passes.matching import MICROSOFT, Builder, Firing, NoMatch, expect, recipe_of, rewrite
+from lfm2export.passes.matching import Builder, Firing, NoMatch, expect, recipe_of, rewrite
 from lfm2export.spec import ModelSpec
 from lfm2export.weights import BlockFormat, Recipe
 

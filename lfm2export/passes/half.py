@@ -1,11 +1,11 @@
 """float16: weights, activations and caches are halved; what needs the range or the precision stays float32.
 
     past, weights, constants float32                  past, weights, constants float16
-    rotary rows double - Cast(float32)        ->      rotary rows double - Cast(float16)
+    rotary rows float32                       ->      rotary rows float32 - Cast(float16)
     logits float32                                    logits float16 - Cast(float32) - logits
 
 Norms (stash_type 1) and attention's softmax compute in float32 inside their operators; the rotary rows are computed in
-double and rounded once. Fires once for every weight, cache input and rotary row, and for the logits.
+float32 and rounded once. Fires once for every weight, cache input and rotary row, and for the logits.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ HALF = ir.DataType.FLOAT16
 
 
 def expected(spec: ModelSpec) -> int:
-    """The caches, cosine and sine where there is attention, and the logits. Weights depend on what was packed before.
-    """
+    """The caches, cosine and sine where there is attention, and the logits. Weights depend on what was packed before."""
     return len(spec.conv_layers) + 2 * len(spec.attention_layers) + (2 if spec.attention_layers else 0) + 1
 
 
@@ -41,20 +40,19 @@ def fuse(model: ir.Model, spec: ModelSpec) -> Firing:
             firing.count += 1
     for value in graph.outputs[1:]:
         value.type = ir.TensorType(HALF)
+    rows: dict[ir.Value, ir.Value] = {}
     for node in list(graph):
-        if node.op_type == "Cast" and _from_double(node):
-            y = Builder(graph, node)("Cast", node.inputs[0], to=HALF)
-            Builder(graph, node).replace(node.outputs[0], y)
-            firing.count += 1
+        if node.op_type == "RotaryEmbedding":
+            for number in (2, 3):
+                value = node.inputs[number]
+                assert value is not None
+                if value not in rows:
+                    rows[value] = Builder(graph, node)("Cast", value, to=HALF)
+                    firing.count += 1
+                node.replace_input_with(number, rows[value])
     _float_logits(graph)
     firing.count += 1
     return firing
-
-
-def _from_double(cast: ir.Node) -> bool:
-    source = cast.inputs[0]
-    producer = source.producer() if source is not None else None
-    return producer is not None and producer.op_type == "Sin"
 
 
 def _float_logits(graph: ir.Graph) -> None:

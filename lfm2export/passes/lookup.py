@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import onnx_ir as ir
 
-from lfm2export.passes.matching import MICROSOFT, Builder, NoMatch
+from lfm2export.contract import MICROSOFT
+from lfm2export.passes.matching import Builder, NoMatch
 
 if TYPE_CHECKING:
     from lfm2export.passes.block_quantize import BlockWeights
@@ -28,16 +29,14 @@ def rows(op: Builder, ids: ir.Value | None, table: BlockWeights, kind: LookupKin
         return _gather_block_quantized(op, ids, table)
     block, blocks = table.format, table.format.blocks(table.columns)
     kind_of_float = ir.DataType.FLOAT16 if half else ir.DataType.FLOAT
-    codes = _codes(op, op("Gather", table.codes, ids, axis=0), block.bits, [0, 0, blocks, block.block_size])
+    codes = op("Gather", table.codes, ids, axis=0)
+    if block.bits == 4:
+        codes = _unpacked(op, codes, [0, 0, blocks, block.block_size])
     values = op("Cast", codes, to=kind_of_float)
     if table.zero_points is None:
         zero = op.constant(np.array(block.zero_point, dtype=np.float16 if half else np.float32))
     else:
-        packed = blocks + blocks % 2 if block.bits == 4 else blocks
-        found = _codes(op, op("Gather", table.zero_points, ids, axis=0), block.bits, [0, 0, packed, 1])
-        if packed != blocks:
-            found = op("Slice", found, op.constant([0]), op.constant([blocks]), op.constant([2]))
-        zero = op("Cast", found, to=kind_of_float)
+        zero = op("Cast", _zero_points(op, ids, table, blocks), to=kind_of_float)
     scales = op("Unsqueeze", op("Gather", table.scales, ids, axis=0), op.constant([3]))
     flat = op("Reshape", op("Mul", op("Sub", values, zero), scales), op.constant([0, 0, -1]))
     if blocks * block.block_size != table.columns:
@@ -45,14 +44,22 @@ def rows(op: Builder, ids: ir.Value | None, table: BlockWeights, kind: LookupKin
     return flat
 
 
-def _codes(op: Builder, packed: ir.Value, bits: int, shape: list[int]) -> ir.Value:
-    """Codes one a byte, reshaped to `shape`; of two in a byte the low nibble comes first."""
-    if bits == 4:
-        last = op.constant([-1])
-        low = op("BitwiseAnd", packed, op.constant(np.array(15, dtype=np.uint8)))
-        high = op("BitShift", packed, op.constant(np.array(4, dtype=np.uint8)), direction="RIGHT")
-        packed = op("Concat", op("Unsqueeze", low, last), op("Unsqueeze", high, last), axis=-1)
-    return op("Reshape", packed, op.constant(shape))
+def _zero_points(op: Builder, ids: ir.Value | None, table: BlockWeights, blocks: int) -> ir.Value:
+    """[B, S, blocks, 1]; an odd number of 4-bit zero points ends with a nibble of padding."""
+    found = op("Gather", table.zero_points, ids, axis=0)
+    if table.format.bits == 8:
+        return op("Unsqueeze", found, op.constant([3]))
+    found = _unpacked(op, found, [0, 0, blocks + blocks % 2, 1])
+    return op("Slice", found, op.constant([0]), op.constant([blocks]), op.constant([2])) if blocks % 2 else found
+
+
+def _unpacked(op: Builder, packed: ir.Value, shape: list[int]) -> ir.Value:
+    """4-bit codes one a byte, low nibble first, reshaped to `shape`."""
+    last = op.constant([-1])
+    low = op("BitwiseAnd", packed, op.constant(np.array(15, dtype=np.uint8)))
+    high = op("BitShift", packed, op.constant(np.array(4, dtype=np.uint8)), direction="RIGHT")
+    pairs = op("Concat", op("Unsqueeze", low, last), op("Unsqueeze", high, last), axis=-1)
+    return op("Reshape", pairs, op.constant(shape))
 
 
 def _gather_block_quantized(op: Builder, ids: ir.Value | None, table: BlockWeights) -> ir.Value:

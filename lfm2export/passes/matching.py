@@ -14,8 +14,6 @@ import onnx_ir as ir
 
 from lfm2export.weights import RECIPE, Recipe
 
-MICROSOFT = "com.microsoft"
-
 
 class NoMatch(Exception):
     """This anchor is not the pattern; the message says where they differ."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from lfm2export.passes.matching import MICROSOFT, Builder, Firing, expect, rewrite
+from lfm2export.contract import MICROSOFT
+from lfm2export.passes.matching import Builder, Firing, expect, rewrite
 from lfm2export.spec import ModelSpec
 
 
