@@ -11,27 +11,29 @@ Letters: B batch, S new tokens, P past, T = P + S, H hidden, K KV heads, D head_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from lfm2export import contract
+from lfm2export.artifact import find_model
 from lfm2export.contract import MODEL_FILES, LogitsMode
 from lfm2export.errors import ArtifactError, StepError
 from lfm2export.spec import ModelSpec, parse_spec, read_config
 from lfm2export.steps import Logits, Mask, Tokens, row_lengths, step_inputs
 
-#: Which file to open when none is asked for: what the model card runs first, then the small ones, then the exact ones.
-PREFERENCE = ("q4", "q4f16", "q8", "fp16", "fp32")
-
 #: Capacity of a fresh growing buffer, in tokens.
 FIRST_CAPACITY = 256
 
+#: What :func:`fastest` feeds: tokens that every vocabulary has.
+PROBE = np.array([[1, 2, 3]])
+
+R = TypeVar("R")
 Optimization = Literal["all", "basic", "none"]
 
 _LEVELS = {
@@ -41,35 +43,6 @@ _LEVELS = {
 }
 
 _NUMPY_TYPES = {"tensor(int64)": "int64", "tensor(float)": "float32", "tensor(float16)": "float16"}
-
-
-def find_model(folder: Path, dtype: str | None = None) -> Path:
-    """The ONNX file of `dtype` in `folder` or its onnx/ folder; without a dtype the first of :data:`PREFERENCE`.
-
-    Raises:
-        ArtifactError: no such folder, dtype or file; the message lists what is there.
-    """
-    if not folder.is_dir():
-        raise ArtifactError(f"{folder} is not a folder; give the folder that a build wrote")
-    if dtype is not None and dtype not in MODEL_FILES:
-        raise ArtifactError(f"dtype {dtype!r} is unknown; expected one of {', '.join(MODEL_FILES)}")
-    present = available_models(folder)
-    wanted = [dtype] if dtype is not None else [name for name in PREFERENCE if name in present]
-    if wanted and wanted[0] in present:
-        return present[wanted[0]]
-    expected = f"onnx/{MODEL_FILES[dtype]}" if dtype is not None else "a model file"
-    there = f"it has {', '.join(present)}" if present else "it holds none of " + ", ".join(MODEL_FILES.values())
-    raise ArtifactError(f"{folder} has no {expected}; {there}: choose one of those, or build it")
-
-
-def available_models(folder: Path) -> dict[str, Path]:
-    """dtype -> file, for every model file in `folder`/onnx or `folder` itself, in the order of MODEL_FILES."""
-    found: dict[str, Path] = {}
-    for dtype, name in MODEL_FILES.items():
-        for path in (folder / "onnx" / name, folder / name):
-            if path.is_file() and dtype not in found:
-                found[dtype] = path
-    return found
 
 
 @dataclass(frozen=True)
@@ -90,7 +63,7 @@ class OnnxModel:
 
     Args:
         folder: the artifact: config.json, and the model files in onnx/.
-        dtype: fp32, fp16, q8, q4 or q4f16; None takes the first of :data:`PREFERENCE` that is there.
+        dtype: fp32, fp16, q8, q4 or q4f16; None takes the first that is there of `artifact.PREFERENCE`.
         file: an ONNX file to use instead of the folder's own, such as an altered copy.
         threads: intra-op threads; None leaves the choice to the runtime.
         optimization: the runtime's graph optimizations: "all", "basic" or "none". Not "none" for q4 and q8: where the
@@ -148,8 +121,20 @@ class OnnxModel:
         feeds, mask = step_inputs(self.spec, tokens, state.mask, attention_mask)
         for cache, value in zip(self.contract.caches, state.caches, strict=True):
             feeds[cache.past.name] = value
-        logits, *caches = self.session.run([output.name for output in self.contract.outputs], feeds)
+        names = [output.name for output in self.contract.outputs]
+        logits, *caches = self.run(lambda: self.session.run(names, feeds))
         return logits, CopyState(mask, tuple(caches))
+
+    def run(self, compute: Callable[[], R]) -> R:
+        """`compute` of the session, with the runtime's own errors as ours.
+
+        Raises:
+            StepError: the runtime fails, such as for want of memory; the message is its reason in one line.
+        """
+        try:
+            return compute()
+        except Exception as error:  # onnxruntime's own exception classes share no base below Exception
+            raise StepError(f"{self.path.name}: onnxruntime fails at this step ({_one_line(error)})") from error
 
     def read_caches(self, state: CopyState) -> tuple[NDArray[Any], ...]:
         """Every cache tensor in contract order; keys and values [B, K, P, D] with each row packed to the front."""
@@ -222,7 +207,7 @@ class BufferedModel:
             binding.bind_ortvalue_input(cache.past.name, past[cache.past.name].value)
             binding.bind_ortvalue_output(cache.present.name, present[cache.past.name].value)
         binding.bind_ortvalue_output(contract.LOGITS, _Buffer(logits).value)
-        self.model.session.run_with_iobinding(binding)
+        self.model.run(lambda: self.model.session.run_with_iobinding(binding))
         state.committed = (mask, 1 - current)
         return logits, state
 
@@ -251,6 +236,25 @@ class BufferedModel:
     def _buffers(self, kind: str, batch: int, capacity: int) -> dict[str, _Buffer]:
         tensors = [cache.past for cache in self.model.contract.caches if cache.kind == kind]
         return {tensor.name: _Buffer(np.zeros(_shape(tensor, batch, capacity), tensor.dtype)) for tensor in tensors}
+
+
+def fastest(model: OnnxModel) -> BufferedModel | OnnxModel:
+    """The buffered loop when this file computes the same on shared buffers, else the copying one.
+
+    Two short steps decide, for a file of another tool may append to its caches, or take the past length from their
+    shape.
+    """
+    buffered = BufferedModel(model, max_length=PROBE.shape[1] + 2)
+    state, shared = model.new_state(), buffered.new_state()
+    try:
+        for tokens in (PROBE, PROBE[:, :1]):
+            expected, state = model.step(tokens, state)
+            got, shared = buffered.step(tokens, shared)
+            if not np.array_equal(got, expected):
+                return model
+    except StepError:
+        return model
+    return BufferedModel(model)
 
 
 class _Buffer:
@@ -305,6 +309,10 @@ def _open_session(
         raise ArtifactError(
             f"{path} does not load in onnxruntime ({reason}); build it again, or fetch it anew"
         ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _logits_mode(session: ort.InferenceSession) -> LogitsMode:

@@ -76,13 +76,41 @@ standin (int64[batch_size, sequence_length] input_ids, int64[batch_size, total_s
 """
 
 
+#: Attention as other tools export it: the caches are appended to, and no mask is read.
+APPENDING = """
+    keys4 = Unsqueeze (keys, one)
+    values4 = Unsqueeze (values, one)
+    "present.1.key" = Concat <axis = 2> ("past_key_values.1.key", keys4)
+    "present.1.value" = Concat <axis = 2> ("past_key_values.1.value", values4)
+    heads = Constant <value_ints = [0, 0, 2, 8]> ()
+    merged = Constant <value_ints = [0, 0, 16]> ()
+    split = Reshape (query, heads)
+    query4 = Transpose <perm = [0, 2, 1, 3]> (split)
+    keys_t = Transpose <perm = [0, 1, 3, 2]> ("present.1.key")
+    scores = MatMul (query4, keys_t)
+    weights = Softmax <axis = 3> (scores)
+    mixed4 = MatMul (weights, "present.1.value")
+    joined = Transpose <perm = [0, 2, 1, 3]> (mixed4)
+    attended = Reshape (joined, merged)
+"""
+
+
 def write_standin(
-    folder: Path, *, half: bool = False, logits: str = "last", name: str = "model.onnx", vocabulary: int = 40
+    folder: Path,
+    *,
+    half: bool = False,
+    logits: str = "last",
+    name: str = "model.onnx",
+    vocabulary: int = 40,
+    appending: bool = False,
 ) -> Path:
     """Write config.json and onnx/`name` to `folder`; returns `folder`."""
     text = GRAPH.replace("TYPE", "float16" if half else "float").replace("CODE", "10" if half else "1")
     text = text.replace("SELECT", "Slice (summed, last, end, one)" if logits == "last" else "Identity (summed)")
     text = text.replace("ROWS", "1" if logits == "last" else "sequence_length")
+    if appending:
+        start, stop = text.index("    attended,"), text.index("    summed")
+        text = text[:start] + APPENDING + text[stop:]
     text = text.replace("VOCABULARY", str(vocabulary))
     model = onnx.parser.parse_model(text)
     random = np.random.default_rng(0)

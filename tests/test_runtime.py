@@ -15,8 +15,9 @@ import pytest
 from standin import CONFIG, write_standin
 from tiny import write_tiny
 
+from lfm2export.artifact import available_models, find_model
 from lfm2export.errors import ArtifactError, ConfigError, StepError
-from lfm2export.runtime import BufferedModel, OnnxModel, available_models, find_model
+from lfm2export.runtime import BufferedModel, OnnxModel, fastest
 from lfm2export.spec import parse_spec
 from lfm2export.steps import next_token_logits, step_inputs
 
@@ -134,6 +135,18 @@ def test_fixed_buffer_refuses_what_does_not_fit(folder: Path) -> None:
     assert state.lengths.tolist() == [4]
 
 
+def test_a_file_that_appends_to_its_caches_is_run_by_copying(folder: Path, tmp_path: Path) -> None:
+    assert isinstance(fastest(OnnxModel(folder)), BufferedModel)
+    foreign = OnnxModel(write_standin(tmp_path, appending=True))
+    assert fastest(foreign) is foreign
+    _, state = foreign.step(tokens([1, 2, 3]), foreign.new_state())
+    assert [value.shape for value in foreign.read_caches(state)] == [(1, 16, 3), (1, 1, 3, 8), (1, 1, 3, 8)]
+    buffered = BufferedModel(foreign, max_length=4)
+    with pytest.raises(StepError, match="onnxruntime fails at this step") as caught:
+        buffered.step(tokens([1, 2, 3]), buffered.new_state())
+    assert "\n" not in str(caught.value)
+
+
 SPEC = parse_spec(CONFIG)
 NONE = np.zeros((2, 0), np.int64)
 PAST = np.array([[0, 1, 1], [1, 1, 1]])
@@ -220,6 +233,21 @@ def test_our_fp32_file_is_the_reference_at_every_step(artifact: Path, tiny: Path
         np.testing.assert_allclose(got[0], expected[0], atol=1e-4, rtol=0)
         for cache, held, wanted in zip(model.contract.caches, got[1], expected[1], strict=True):
             np.testing.assert_allclose(held, wanted, atol=1e-4, rtol=0, err_msg=f"{cache.past.name} after {got[2]}")
+
+
+def test_greedy_tokens_are_those_of_transformers_generate(artifact: Path, tiny: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from lfm2export.generation.loop import generate
+
+    theirs = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    expected = theirs.generate(
+        torch.tensor([IDS]), max_new_tokens=24, do_sample=False, repetition_penalty=1.0, eos_token_id=-1
+    )[0, len(IDS) :].tolist()
+    model = fastest(OnnxModel(artifact, "fp32"))
+    assert isinstance(model, BufferedModel)
+    assert generate(model, IDS, max_new_tokens=24).tokens == expected
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "q4", "q4f16"])

@@ -2,7 +2,9 @@
 
 A pass over the model takes every step of every run through layer 0, then through layer 1, and so on. The modules and
 their cached path are transformers' own, called in the same order per sequence; what is ours is the loop around them.
-Peak memory is one layer and the next one (read while the former computes), a part of the table, and the runs' own rows.
+Peak memory is one layer and the next one (read while the former computes), a part of the table, and the runs' own rows:
+1.1 GB for 2.6B. A token by itself goes through a layer at the speed of memory, so runs of single steps take several
+times as long as the same tokens at once (`Run.prefill`), which give the same within fp32 rounding.
 """
 
 from __future__ import annotations

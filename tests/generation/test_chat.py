@@ -299,9 +299,17 @@ def test_defaults_come_from_the_folder_or_the_card(tmp_path: Path) -> None:
     found = read_defaults(tmp_path)
     assert found.eos_ids == {2, 7}
     assert found.sampling == Sampling(temperature=0.5, top_k=50)
-    path.write_text("{")
-    with pytest.raises(ArtifactError, match="not valid JSON"):
-        read_defaults(tmp_path)
+    path.write_text(json.dumps({"do_sample": False, "temperature": 0.5, "repetition_penalty": 1.1}))
+    assert read_defaults(tmp_path).sampling == Sampling(repetition_penalty=1.1)
+    for content, message in (
+        ("{", "not valid JSON"),
+        ("[]", "holds a JSON list"),
+        ('{"temperature": "hot"}', "temperature is 'hot', expected a number"),
+        ('{"eos_token_id": ["x"]}', "eos_token_id holds 'x'"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ArtifactError, match=message):
+            read_defaults(tmp_path)
     path.unlink()
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"eos_token_id": None}))
     with pytest.raises(ArtifactError, match="names no eos_token_id"):

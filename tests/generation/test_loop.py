@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from typing import Any
+
 import numpy as np
 import pytest
 from standin import write_standin
@@ -88,6 +91,37 @@ def test_an_interruption_returns_what_there_is_and_the_state_stays_usable(model:
     assert got.tokens == expected[:5]
     resumed = generate(loop, PROMPT + got.tokens, max_new_tokens=7, state=got.state)  # type: ignore[arg-type]
     assert resumed.tokens == expected[5:]
+
+
+@pytest.mark.parametrize("buffered", [False, True])
+def test_an_interruption_at_any_moment_loses_nothing(model: OnnxModel, buffered: bool) -> None:
+    """A timer strikes inside steps, between them, and while buffers grow; what was held goes on as if nothing was."""
+    loop: Any = BufferedModel(model) if buffered else model
+    expected = generate(model, PROMPT, max_new_tokens=300).tokens
+
+    def strike(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, strike)
+    try:
+        for milliseconds in range(1, 40, 2):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, milliseconds / 1000)
+                got = generate(loop, PROMPT, max_new_tokens=300)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                continue  # it struck before the loop began, or after it ended
+            assert got.tokens == expected[: len(got.tokens)]
+            rest = 300 - len(got.tokens)
+            fed = int(got.state.lengths[0])
+            if rest and fed < len(PROMPT) + len(
+                got.tokens
+            ):  # else it struck between a step and the choice of its token
+                resumed = generate(loop, PROMPT + got.tokens, max_new_tokens=rest, state=got.state)
+                assert got.tokens + resumed.tokens == expected
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_an_interruption_inside_the_first_step(model: OnnxModel, monkeypatch: pytest.MonkeyPatch) -> None:

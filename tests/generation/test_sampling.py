@@ -88,6 +88,7 @@ def test_the_whole_chain_in_transformers_order(scores: np.ndarray, tokens: list[
     assert (np.isfinite(got) != np.isfinite(expected)).sum() <= 1  # a token within rounding of a threshold
 
 
+@pytest.mark.filterwarnings("ignore:Passing `repetition_penalty`")
 def test_the_order_is_the_one_that_generate_builds() -> None:
     """If a later transformers reorders its processors, this says so."""
     from transformers import GenerationConfig, Lfm2Config, Lfm2ForCausalLM
