@@ -15,11 +15,12 @@ from typing import Any, ParamSpec
 import click
 
 from lfm2export import __version__
+from lfm2export.contract import MODEL_FILES
 from lfm2export.errors import Lfm2ExportError
 
 P = ParamSpec("P")
 
-DTYPES = ("fp32", "fp16", "q8", "q4", "q4f16")
+DTYPES = tuple(MODEL_FILES)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 

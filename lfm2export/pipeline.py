@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lfm2export import contract
 from lfm2export.errors import GraphError, Lfm2ExportError
 from lfm2export.progress import Progress, silent
-from lfm2export.recipes import RECIPES, Options, body_format, precision_passes, table_format
+from lfm2export.recipes import RECIPES, Options, body_format, table_format
 from lfm2export.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -151,6 +151,7 @@ def fused_graph(spec: ModelSpec, logits: contract.LogitsMode) -> ir.Model:
 def dtype_graph(fused: ir.Model, spec: ModelSpec, dtype: str, options: Options) -> ir.Model:
     """The graph of one file: a copy of the fused graph after the precision passes of `dtype`, held to the contract."""
     from lfm2export import passes
+    from lfm2export.passes.precision import precision_passes
 
     model = fused.clone()
     passes.run(model, spec, precision_passes(dtype, options))

@@ -1,6 +1,7 @@
-"""Recipes as a table: for every dtype the precision passes, the block formats by tensor role, and the file name.
+"""Recipes as a table: for every dtype whether it is float16, and the block formats by tensor role.
 
-A new dtype is a new row of :data:`RECIPES` (and a file name in `contract.MODEL_FILES`).
+A new dtype is a new row of :data:`RECIPES` (and a file name in `contract.MODEL_FILES`); `passes.precision` turns a row
+into passes. Nothing here imports more than data, so that a bad option is refused at once.
 """
 
 from __future__ import annotations
@@ -10,10 +11,9 @@ from typing import Literal
 
 from lfm2export.contract import LogitsMode
 from lfm2export.errors import Lfm2ExportError
-from lfm2export.passes import Pass, block_quantize, half, naming, packing
-from lfm2export.passes.lookup import LookupKind
-from lfm2export.spec import ModelSpec
 from lfm2export.weights import BlockFormat, Quantizer
+
+LookupKind = Literal["portable", "gather_block_quantized"]
 
 BLOCK_SIZES = (16, 32, 64, 128)
 TABLE_BITS = (4, 8)
@@ -80,27 +80,3 @@ def table_format(dtype: str, options: Options) -> BlockFormat | None:
     chosen = options.table_bits if bits == "option" else bits
     symmetric = chosen == 8 or options.symmetric
     return BlockFormat(chosen, options.block_size, symmetric=symmetric, quantizer=options.quantizer)
-
-
-def precision_passes(dtype: str, options: Options) -> tuple[Pass, ...]:
-    """The passes that turn the fused float32 graph into the file of `dtype`, in order."""
-    recipe = RECIPES[dtype]
-    body, table = body_format(dtype, options), table_format(dtype, options)
-    steps: list[Pass] = []
-    if body is not None:
-        steps.append(Pass("packing", packing.fuse, packing.expected))
-    if recipe.half:
-        steps.append(Pass("half", half.fuse, half.expected))
-    if body is not None:
-        fuse = block_quantize.projections_pass(body, half=recipe.half)
-        steps.append(Pass("block_quantize", fuse, _packed_projections))
-    if table is not None:
-        fuse = block_quantize.table_pass(table, options.lookup, half=recipe.half)
-        steps.append(Pass("block_table", fuse, lambda spec: 2))
-    steps.append(Pass("naming", naming.fuse, naming.expected))
-    return tuple(steps)
-
-
-def _packed_projections(spec: ModelSpec) -> int:
-    """A conv layer has two projections, an attention layer two after packing, and every FFN two after packing."""
-    return 4 * spec.num_hidden_layers

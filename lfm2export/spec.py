@@ -276,6 +276,16 @@ def _layer_types(config: Mapping[str, Any]) -> tuple[LayerType, ...]:
         bad = [i for i in indices if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < count]
         if bad:
             raise ConfigError(f"config.json: full_attn_idxs holds {bad[0]!r}, expected layer numbers 0 to {count - 1}")
+    types = _stated_layer_types(config, count, indices)
+    if FULL_ATTENTION not in types:
+        raise ConfigError(
+            "config.json asks for conv layers alone; expected a full_attention layer among them: transformers cannot "
+            "run such a model with a cache, so there is nothing to prove its export against"
+        )
+    return types
+
+
+def _stated_layer_types(config: Mapping[str, Any], count: int, indices: list[int] | None) -> tuple[LayerType, ...]:
     types = config.get("layer_types")
     if types is None:
         if indices is None:

@@ -16,8 +16,7 @@ import onnx_ir as ir
 from lfm2export.contract import ONNX_TYPES, Cache, Tensor, caches
 from lfm2export.errors import GraphError
 from lfm2export.spec import CONV, FULL_ATTENTION, ModelSpec
-from lfm2export.trace import SCOPES
-from lfm2export.weights import RECIPE, Recipe
+from lfm2export.weights import RECIPE, SCOPES, Recipe
 
 _LAYER = re.compile(r"model\.layers\.(\d+)")
 

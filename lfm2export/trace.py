@@ -36,9 +36,6 @@ from lfm2export.errors import GraphError
 from lfm2export.spec import CONV, ModelSpec
 from lfm2export.weights import RECIPE, Recipe
 
-#: Metadata key under which torch's exporter leaves the module path of a node, outermost first.
-SCOPES = "pkg.torch.onnx.name_scopes"
-
 #: Where the wrapper holds the model: the prefix of every initializer's name in the trace.
 MODEL_PREFIX = "model."
 

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 Component = Literal["values", "codes", "scales", "zero_points"]
 Quantizer = Literal["round", "search"]
 
+#: Metadata key under which torch's exporter leaves the module path of a node, outermost first.
+SCOPES = "pkg.torch.onnx.name_scopes"
+
 #: Key of an `onnx_ir.Value`'s meta store under which its recipe lies.
 RECIPE = "lfm2export.recipe"
 

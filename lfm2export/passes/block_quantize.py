@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import onnx_ir as ir
 
 from lfm2export.contract import MICROSOFT
 from lfm2export.passes import lookup
 from lfm2export.passes.matching import Builder, Firing, NoMatch, expect, recipe_of, rewrite
+from lfm2export.recipes import LookupKind
 from lfm2export.spec import ModelSpec
 from lfm2export.weights import BlockFormat, Recipe
 
@@ -92,9 +92,7 @@ def projections_pass(block: BlockFormat, *, half: bool) -> Callable[[ir.Model, M
     return fuse
 
 
-def table_pass(
-    block: BlockFormat, kind: Literal["portable", "gather_block_quantized"], *, half: bool
-) -> Callable[[ir.Model, ModelSpec], Firing]:
+def table_pass(block: BlockFormat, kind: LookupKind, *, half: bool) -> Callable[[ir.Model, ModelSpec], Firing]:
     """The embedding lookup and the head: one matrix if tied, two if not."""
 
     def fuse(model: ir.Model, spec: ModelSpec) -> Firing:

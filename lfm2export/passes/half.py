@@ -5,7 +5,7 @@
     logits float32                                    logits float16 - Cast(float32) - logits
 
 Norms (stash_type 1) and attention's softmax compute in float32 inside their operators; the rotary rows are computed in
-float32 and rounded once. Fires once for every weight, cache input and rotary row, and for the logits.
+float32 and rounded once. Fires once for every cache input and rotary row, and for the logits.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HALF = ir.DataType.FLOAT16
 
 
 def expected(spec: ModelSpec) -> int:
-    """The caches, cosine and sine where there is attention, and the logits. Weights depend on what was packed before."""
+    """The caches, cosine and sine where there is attention, and the logits."""
     return len(spec.conv_layers) + 2 * len(spec.attention_layers) + (2 if spec.attention_layers else 0) + 1
 
 
@@ -43,13 +43,12 @@ def fuse(model: ir.Model, spec: ModelSpec) -> Firing:
     rows: dict[ir.Value, ir.Value] = {}
     for node in list(graph):
         if node.op_type == "RotaryEmbedding":
-            for number in (2, 3):
-                value = node.inputs[number]
-                assert value is not None
-                if value not in rows:
-                    rows[value] = Builder(graph, node)("Cast", value, to=HALF)
+            for number, table in enumerate(node.inputs[2:], start=2):
+                assert table is not None
+                if table not in rows:
+                    rows[table] = Builder(graph, node)("Cast", table, to=HALF)
                     firing.count += 1
-                node.replace_input_with(number, rows[value])
+                node.replace_input_with(number, rows[table])
     _float_logits(graph)
     firing.count += 1
     return firing

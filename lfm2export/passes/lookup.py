@@ -9,24 +9,23 @@ one operator instead, has none in the wasm build that Transformers.js loads by d
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
 from lfm2export.contract import MICROSOFT
 from lfm2export.passes.matching import Builder, NoMatch
+from lfm2export.recipes import LookupKind
 
 if TYPE_CHECKING:
     from lfm2export.passes.block_quantize import BlockWeights
-
-LookupKind = Literal["portable", "gather_block_quantized"]
 
 
 def rows(op: Builder, ids: ir.Value | None, table: BlockWeights, kind: LookupKind, *, half: bool) -> ir.Value:
     """ids [B, S] -> [B, S, H] in the activations' type."""
     if kind == "gather_block_quantized":
-        return _gather_block_quantized(op, ids, table)
+        return _cut(op, _gather_block_quantized(op, ids, table), table)
     block, blocks = table.format, table.format.blocks(table.columns)
     kind_of_float = ir.DataType.FLOAT16 if half else ir.DataType.FLOAT
     codes = op("Gather", table.codes, ids, axis=0)
@@ -38,10 +37,14 @@ def rows(op: Builder, ids: ir.Value | None, table: BlockWeights, kind: LookupKin
     else:
         zero = op("Cast", _zero_points(op, ids, table, blocks), to=kind_of_float)
     scales = op("Unsqueeze", op("Gather", table.scales, ids, axis=0), op.constant([3]))
-    flat = op("Reshape", op("Mul", op("Sub", values, zero), scales), op.constant([0, 0, -1]))
-    if blocks * block.block_size != table.columns:
-        flat = op("Slice", flat, op.constant([0]), op.constant([table.columns]), op.constant([2]))
-    return flat
+    return _cut(op, op("Reshape", op("Mul", op("Sub", values, zero), scales), op.constant([0, 0, -1])), table)
+
+
+def _cut(op: Builder, values: ir.Value, table: BlockWeights) -> ir.Value:
+    """Without the padding of a last block that the row does not fill."""
+    if table.columns % table.format.block_size == 0:
+        return values
+    return op("Slice", values, op.constant([0]), op.constant([table.columns]), op.constant([2]))
 
 
 def _zero_points(op: Builder, ids: ir.Value | None, table: BlockWeights, blocks: int) -> ir.Value:

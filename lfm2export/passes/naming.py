@@ -16,8 +16,7 @@ import onnx_ir as ir
 
 from lfm2export.passes.matching import Firing
 from lfm2export.spec import ModelSpec
-from lfm2export.trace import SCOPES
-from lfm2export.weights import RECIPE
+from lfm2export.weights import RECIPE, SCOPES
 
 _SCOPE = re.compile(r"'((?:model|lm_head)[^']*)'")
 

@@ -1,0 +1,31 @@
+"""From a row of the recipe table to passes: what turns the fused float32 graph into the file of one dtype."""
+
+from __future__ import annotations
+
+from lfm2export.passes import Pass, block_quantize, half, naming, packing
+from lfm2export.recipes import RECIPES, Options, body_format, table_format
+from lfm2export.spec import ModelSpec
+
+
+def precision_passes(dtype: str, options: Options) -> tuple[Pass, ...]:
+    """The passes that turn the fused float32 graph into the file of `dtype`, in order."""
+    recipe = RECIPES[dtype]
+    body, table = body_format(dtype, options), table_format(dtype, options)
+    steps: list[Pass] = []
+    if body is not None:
+        steps.append(Pass("packing", packing.fuse, packing.expected))
+    if recipe.half:
+        steps.append(Pass("half", half.fuse, half.expected))
+    if body is not None:
+        fuse = block_quantize.projections_pass(body, half=recipe.half)
+        steps.append(Pass("block_quantize", fuse, _packed_projections))
+    if table is not None:
+        fuse = block_quantize.table_pass(table, options.lookup, half=recipe.half)
+        steps.append(Pass("block_table", fuse, lambda spec: 2))
+    steps.append(Pass("naming", naming.fuse, naming.expected))
+    return tuple(steps)
+
+
+def _packed_projections(spec: ModelSpec) -> int:
+    """A conv layer has two projections, an attention layer two after packing, and every FFN two after packing."""
+    return 4 * spec.num_hidden_layers

@@ -1,0 +1,39 @@
+"""Artifacts that many tests read and none may change: built once a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny import write_tiny
+
+from lfm2export.contract import LogitsMode
+from lfm2export.pipeline import build
+from lfm2export.recipes import RECIPES, Options
+
+
+@pytest.fixture(scope="session")
+def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint with random weights."""
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "source")
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[LogitsMode], Path]:
+    """All five files of the tiny checkpoint, for either logits mode."""
+    made: dict[LogitsMode, Path] = {}
+
+    def artifact(logits: LogitsMode) -> Path:
+        if logits not in made:
+            out = tmp_path_factory.mktemp("tiny") / f"out-{logits}"
+            made[logits] = build(str(tiny_source), dtypes=list(RECIPES), options=Options(logits=logits), out=out).folder
+        return made[logits]
+
+    return artifact
+
+
+@pytest.fixture(scope="session")
+def shipped_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All five files of the shipped model."""
+    return build(None, dtypes=list(RECIPES), out=tmp_path_factory.mktemp("shipped") / "out").folder
