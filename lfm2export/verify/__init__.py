@@ -1,0 +1,1 @@
+"""Verification: an artifact beside PyTorch, by the numbers."""

@@ -1,0 +1,93 @@
+"""parity.json: the records of `verify.results` as JSON values, and back."""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from lfm2export.errors import ArtifactError
+from lfm2export.verify.results import SCHEMA_VERSION, FileResult, Verification
+
+FILE = "parity.json"
+
+INFINITY = "Infinity"
+
+
+def encode(value: Any) -> Any:
+    """Records to dictionaries, tuples to lists, what is not finite to a string; verdicts of files and all are added."""
+    if is_dataclass(value) and not isinstance(value, type):
+        found = {field.name: encode(getattr(value, field.name)) for field in fields(value)}
+        if isinstance(value, FileResult | Verification):
+            found = {"verdict": value.verdict.value, **found}
+        return found
+    if isinstance(value, StrEnum):
+        return value.value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else INFINITY
+    if isinstance(value, Mapping):
+        return {key: encode(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [encode(item) for item in value]
+    return value
+
+
+def decode(value: Any, kind: Any) -> Any:
+    """The inverse of :func:`encode` for a value of type `kind`.
+
+    Raises:
+        TypeError, KeyError, ValueError: the value is none of that type.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        if value is None:
+            return None
+        return decode(value, next(argument for argument in arguments if argument is not type(None)))
+    if is_dataclass(kind) and isinstance(kind, type):
+        hints = get_type_hints(kind)
+        return kind(**{field.name: decode(value[field.name], hints[field.name]) for field in fields(kind)})
+    if origin is tuple:
+        return tuple(decode(item, arguments[0]) for item in value)
+    if origin is not None and issubclass(origin, Mapping):
+        return {key: decode(item, arguments[1]) for key, item in value.items()}
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return kind(value)
+    if kind is float:
+        return math.inf if value == INFINITY else float(value)
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r} is no {kind.__name__}")
+    return value
+
+
+def write_parity(result: Verification, folder: Path) -> Path:
+    """Write `folder`/parity.json."""
+    path = folder / FILE
+    path.write_text(json.dumps(encode(result), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    return path
+
+
+def read_parity(path: Path) -> Verification:
+    """The verification that `path` (parity.json, or the folder that holds it) records.
+
+    Raises:
+        ArtifactError: there is none, it is damaged, or of a schema that this version does not know.
+    """
+    path = path / FILE if path.is_dir() else path
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist; run lfm2-export verify on the folder first")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        version = document["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise ArtifactError(
+                f"{path} has the schema {version!r}, expected {SCHEMA_VERSION}; verify the folder again"
+            )
+        result: Verification = decode(document, Verification)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ArtifactError(f"{path} is damaged ({error!r}); verify the folder again") from error
+    return result

@@ -1,0 +1,220 @@
+"""What each check measures, as frozen records: the figures of one file. Units and conventions: see `verify.results`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from lfm2export.measures import LogitsMeasure, Mean
+
+
+class Verdict(StrEnum):
+    """Of one check, one file, or everything. A check that could not be made is neither good nor bad."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    NOT_MEASURED = "not_measured"
+
+
+class CheckName(StrEnum):
+    """What is checked of every file, in this order.
+
+    WEIGHTS: every stored weight against the source's. ARITHMETIC: the graph in float32 on the file's own weights, step
+    by step, against PyTorch on the same weights. FILE: the file as shipped, step by step, against PyTorch on the
+    source. CHUNKS, PADDING, TURNS: the same result by other routes. LONG: a long prompt. GREEDY: free-running
+    generation. TEXT: KLD and perplexity over text.
+    """
+
+    WEIGHTS = "weights"
+    ARITHMETIC = "arithmetic"
+    FILE = "file"
+    CHUNKS = "chunks"
+    PADDING = "padding"
+    TURNS = "turns"
+    LONG = "long"
+    GREEDY = "greedy"
+    TEXT = "text"
+
+
+class Form(StrEnum):
+    """Which form of a file was run: as it is, or its copy in float32 with unquantized activations, on its own weights.
+
+    A float32 file is its own exact copy.
+    """
+
+    SHIPPED = "shipped"
+    EXACT = "exact"
+
+
+@dataclass(frozen=True)
+class WeightMeasure:
+    """One stored initializer against the source tensors it is made of.
+
+    dtype: "float32", "float16", or "4 bit" / "8 bit". block_size, symmetric: None where it is not in blocks.
+    error: root mean square of (stored - source) over that of the source. max_abs: the largest difference.
+    wrong: values (of a quantized matrix: codes that are not the nearest of their block's grid) that are not what the
+    source gives. worse: blocks whose squared error exceeds plain rounding's. first: where the first wrong one is.
+    """
+
+    initializer: str
+    parts: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    block_size: int | None
+    symmetric: bool | None
+    error: float | None
+    max_abs: float | None
+    wrong: int
+    worse: int | None
+    first: str | None
+
+
+@dataclass(frozen=True)
+class StepPoint:
+    """One step of one prompt; tokens: how many the state holds after it. step 0 feeds the whole prompt."""
+
+    prompt: int
+    step: int
+    tokens: int
+    logits: LogitsMeasure
+
+
+@dataclass(frozen=True)
+class CacheSeries:
+    """One cache tensor over all steps: the largest difference at each entry of `StepsMeasure.points`, same order.
+
+    scale: the reference's largest magnitude over all steps.
+    """
+
+    tensor: str
+    layer: int
+    kind: str
+    max_abs: tuple[float, ...]
+    scale: float | None
+
+
+@dataclass(frozen=True)
+class StepsMeasure:
+    """Teacher-forced steps. weights: what the reference computed with, "source" or "file" (the file's own weights).
+
+    max_abs_logits, max_abs_caches: the worst of all. mean_kld: over all steps. same_top: share of steps, 0 to 1.
+    """
+
+    form: Form
+    weights: str
+    points: tuple[StepPoint, ...]
+    caches: tuple[CacheSeries, ...]
+    max_abs_logits: float | None
+    max_abs_caches: float | None
+    mean_kld: float | None
+    same_top: float | None
+
+
+@dataclass(frozen=True)
+class RouteMeasure:
+    """The same result by another route. route: such as "3 chunks", "left padding", "4096 tokens at once".
+
+    against: what it was compared with. tokens: how many were fed. max_abs_logits and max_abs_caches over all its steps;
+    worst_cache: the tensor of the latter. None where there was nothing to compare.
+    """
+
+    check: CheckName
+    form: Form
+    route: str
+    against: str
+    tokens: int
+    max_abs_logits: float | None
+    max_abs_caches: float | None
+    worst_cache: str | None
+    limit_logits: float
+    limit_caches: float
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where greedy answers part: at `step` (0: the first token of the answer).
+
+    margin: by how many logits the reference prefers its token to its second. gap: by how many to the artifact's token.
+    near_tie: gap is within what the file's rounding explains. before, ours, theirs: decoded text around it; theirs is
+    the reference's one token where the reference is streamed.
+    """
+
+    step: int
+    our_token: int
+    reference_token: int
+    margin: float
+    gap: float
+    near_tie: bool
+    before: str | None
+    ours: str | None
+    theirs: str | None
+
+
+@dataclass(frozen=True)
+class GreedyMeasure:
+    """One prompt continued by the file alone; `equal` tokens are those of the reference's own greedy answer.
+
+    answer: decoded, None without a tokenizer. difference: None where all tokens are equal.
+    """
+
+    prompt: int
+    tokens: tuple[int, ...]
+    equal: int
+    answer: str | None
+    difference: Difference | None
+
+
+@dataclass(frozen=True)
+class TextMeasures:
+    """Over chunks of text, the second half of each scored. route: "prefill" or "decode".
+
+    kld: mean and standard error over chunks. same_top: share, 0 to 1. chunk_kld, chunk_nll: one per chunk.
+    """
+
+    route: str
+    chunks: int
+    positions: int
+    kld: Mean
+    same_top: float
+    reference_perplexity: float
+    perplexity: float
+    chunk_kld: tuple[float, ...]
+    chunk_nll: tuple[float, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Against:
+    """Another artifact on the same chunks.
+
+    kld, nll: this file's minus the other's, paired by chunk; below 0 this one is better.
+    """
+
+    folder: str
+    dtype: str
+    route: str
+    other: TextMeasures
+    kld: Mean
+    nll: Mean
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """The limits that one dtype was judged by (`verify.tolerances`).
+
+    arithmetic_*: the exact copy against PyTorch on the same weights. file_*: the file as shipped against the source.
+    route_*: the file as shipped by other routes. near_tie: greatest gap of a greedy difference that rounding explains.
+    None: not judged.
+    """
+
+    arithmetic_logits: float
+    arithmetic_caches: float
+    long_logits: float
+    long_caches: float
+    file_logits: float | None
+    file_kld: float | None
+    text_kld: float | None
+    route_logits: float
+    route_caches: float
+    near_tie: float
