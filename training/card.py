@@ -12,6 +12,7 @@ import json
 import lzma
 import platform
 import shutil
+import textwrap
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,8 @@ tags: [lfm2]
 A language model of {parameters:,} parameters with the architecture of Liquid AI's LFM2, trained from nothing by this
 project on the manuals of Python, SQLite and PostgreSQL and on short conversations that the project wrote. It exists so
 that an export can be tried and tested without a network: text comes out, and the loss in quality that a quantization
-costs can be measured. It is no assistant: it knows the capitals of countries, the style of a manual, and how to call a
-tool. It holds no weights of Liquid AI and is not made or endorsed by them.
+costs can be measured. It is no assistant: it has the style of a manual, the form of an answer and of a tool call,
+and gets many facts wrong. It holds no weights of Liquid AI and is not made or endorsed by them.
 
 | | |
 |---|---|
@@ -47,9 +48,8 @@ tool. It holds no weights of Liquid AI and is not made or endorsed by them.
 | Layers | {layers}: attention at {attention}, short convolutions elsewhere |
 | Hidden size, FFN width, heads, KV heads | {hidden}, {ffn}, {heads}, {kv_heads} |
 | Vocabulary | {vocab:,} tokens, byte-level BPE, LFM2's special tokens at LFM2's ids |
-| Tokens seen in training | {tokens_seen:,} (the corpus has {manual_tokens:,} of manuals and {chat_tokens:,} of chat) |
-| Training | {steps:,} steps of {batch} x {width} tokens, AdamW {learning_rate:g} with a cosine, seed {seed} |
-| Time | {training_minutes} minutes on {threads} CPU thread(s) |
+| Tokens seen in training | {tokens_seen:,} (the manuals are {manual_tokens:,} tokens) |
+{stages}
 | Held-out perplexity per token | {heldout_perplexity:.2f} |
 | The same of a unigram model | {unigram_perplexity:.0f} |
 
@@ -77,7 +77,7 @@ template) was written for this project. The conversations about the manuals quot
 ```
 pip install -r training/requirements.txt
 python training/corpus.py
-python training/train.py
+{commands}
 python training/card.py
 ```
 
@@ -98,12 +98,21 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
-def write(
-    out: Path, sources: list[dict[str, Any]], options: dict[str, Any], figures: dict[str, Any], tools: dict[str, str]
+def read_heldout(out: Path) -> list[str]:
+    """The held-out documents and conversations, each with its special tokens."""
+    with lzma.open(out / "heldout.txt.xz", "rt", encoding="utf-8") as file:
+        return [f"<|startoftext|>{text}" for text in file.read().split("<|startoftext|>")[1:]]
+
+
+def write_provenance(
+    out: Path, sources: list[dict[str, Any]], stage: dict[str, Any], figures: dict[str, Any], resumed: bool
 ) -> None:
-    """Write `provenance.json`: what went in, how, with what, and what was measured."""
-    facts = {"licence": "Apache-2.0", "sources": sources, "options": options, "figures": figures, "tools": tools}
-    (out / "provenance.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write `provenance.json`: what went in, how in each stage, with what, and what was measured at the end."""
+    path = out / "provenance.json"
+    earlier = json.loads(path.read_text(encoding="utf-8"))["stages"] if resumed else []
+    stages = [*earlier, stage]
+    facts = {"licence": "Apache-2.0", "sources": sources, "stages": stages, "figures": figures, "tools": versions()}
+    path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def greedy_answers(out: Path) -> list[tuple[str, str]]:
@@ -125,17 +134,38 @@ def greedy_answers(out: Path) -> list[tuple[str, str]]:
     return answers
 
 
+def stage_row(number: int, stage: dict[str, Any]) -> str:
+    options = stage["options"]
+    return (
+        f"| Stage {number} | {options['stop_after']:,} steps of {options['batch']} x {options['width']} tokens, "
+        f"{options['chat_share']:.0%} of the rows conversations ({options['mix']}), AdamW "
+        f"{options['learning_rate']:g} with a cosine over {options['steps']:,} steps, seed {options['seed']}; "
+        f"{stage['minutes']:.0f} minutes on {stage['threads']} CPU thread(s) |"
+    )
+
+
+def stage_command(number: int, stage: dict[str, Any]) -> str:
+    """The command that repeats a stage, with every option that decides its result."""
+    words = ["python training/train.py"] + (["--resume"] if number > 1 else [])
+    for name, value in stage["options"].items():
+        written = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        words.append(f"--{name.replace('_', '-')} {written}")
+    return " \\\n  ".join(textwrap.wrap(" ".join(words), 110, break_on_hyphens=False))
+
+
 def readme(facts: dict[str, Any], answers: list[tuple[str, str]], chats_kept: int) -> str:
-    options, figures = facts["options"], facts["figures"]
+    stages, figures = facts["stages"], facts["figures"]
+    options = stages[-1]["options"]
+    numbered = list(enumerate(stages, start=1))
     rows = (f"| {s['package']} | {s['version']} | {s['licence']} | `{s['sha256']}` |" for s in facts["sources"])
     return README.format(
-        **{name: options[name] for name in ("layers", "hidden", "ffn", "heads", "kv_heads", "vocab", "steps", "batch")},
-        **{name: options[name] for name in ("width", "learning_rate", "seed")},
-        **{name: figures[name] for name in ("parameters", "tokens_seen", "training_minutes", "threads")},
-        **{name: figures[name] for name in ("heldout_perplexity", "unigram_perplexity")},
+        **{name: options[name] for name in ("layers", "hidden", "ffn", "heads", "kv_heads", "vocab")},
+        **{name: figures[name] for name in ("parameters", "heldout_perplexity", "unigram_perplexity")},
         attention=", ".join(map(str, options["attention"])),
+        tokens_seen=sum(stage["tokens_seen"] for stage in stages),
         manual_tokens=figures["corpus_tokens"]["manuals"],
-        chat_tokens=figures["corpus_tokens"]["chat"],
+        stages="\n".join(stage_row(number, stage) for number, stage in numbered),
+        commands="\n".join(stage_command(number, stage) for number, stage in numbered),
         answers="\n".join(f"> {question}\n>\n> `{answer}`\n" for question, answer in answers).rstrip(),
         sources="\n".join(rows),
         tools=", ".join(f"{name} {number}" for name, number in facts["tools"].items()),
@@ -151,8 +181,7 @@ def main() -> None:
         if out.resolve() != SHIPPED.resolve():
             shutil.copyfile(SHIPPED / name, out / name)
     facts = json.loads((out / "provenance.json").read_text(encoding="utf-8"))
-    with lzma.open(out / "heldout.txt.xz", "rt", encoding="utf-8") as file:
-        chats_kept = file.read().count("<|startoftext|><|im_start|>")
+    chats_kept = sum(text.startswith("<|startoftext|><|im_start|>") for text in read_heldout(out))
     answers = greedy_answers(out)
     (out / "README.md").write_text(readme(facts, answers, chats_kept), encoding="utf-8")
     for question, answer in answers:

@@ -34,6 +34,7 @@ SYSTEM_PROMPTS = (
 CAPITALS = facts.rows(facts.CAPITALS)
 CITIES = facts.words(facts.OTHER_CITIES) + [capital for _, capital, _ in CAPITALS if capital != "Washington, D.C."]
 US_CITIES = facts.words(facts.US_CITIES)
+FAMILIAR = set(facts.words(facts.FAMILIAR))
 NAMES = facts.words(facts.NAMES)
 STAGES = (
     "Interview Scheduled",
@@ -97,6 +98,12 @@ def capital_question(rng: random.Random) -> tuple[str, str]:
         f"What is the capital city of {country}?",
     ]
     return rng.choice(questions), f"The capital of {country} is {capital}."
+
+
+def familiar_question(rng: random.Random) -> tuple[str, str]:
+    """A capital that people ask for often, so that a small model has it by heart."""
+    country, capital, _ = rng.choice([row for row in CAPITALS if row[0] in FAMILIAR])
+    return f"What is the capital of {country}?", f"The capital of {country} is {capital}."
 
 
 def country_question(rng: random.Random) -> tuple[str, str]:
@@ -170,6 +177,10 @@ def fact_question(rng: random.Random) -> tuple[str, str]:
 def fact_chat(rng: random.Random, entries: list[dict[str, str]]) -> str:
     question, answer = fact_question(rng)
     return render(with_system(rng, turns(plain_question(rng, question), answer)))
+
+
+def familiar_chat(rng: random.Random, entries: list[dict[str, str]]) -> str:
+    return render(with_system(rng, turns(*familiar_question(rng))))
 
 
 def translated_chat(rng: random.Random, entries: list[dict[str, str]]) -> str:
@@ -403,23 +414,29 @@ def tool_chat(rng: random.Random, entries: list[dict[str, str]]) -> str:
     return render(with_system(rng, messages), tools)
 
 
-KINDS: tuple[tuple[Callable[[random.Random, list[dict[str, str]]], str], int], ...] = (
-    (entry_chat, 28),
-    (fact_chat, 30),
-    (tool_chat, 20),
-    (long_chat, 12),
-    (translated_chat, 10),
-)
+Maker = Callable[[random.Random, list[dict[str, str]]], str]
+MIXES: dict[str, tuple[tuple[Maker, int], ...]] = {
+    "broad": ((entry_chat, 28), (fact_chat, 30), (tool_chat, 20), (long_chat, 12), (translated_chat, 10)),
+    "closing": (
+        (entry_chat, 18),
+        (fact_chat, 24),
+        (familiar_chat, 14),
+        (tool_chat, 26),
+        (long_chat, 10),
+        (translated_chat, 8),
+    ),
+}
+"""Which conversations are made, by weight: at first, and for the last steps, when what is seen stays best."""
 
 
 def is_held_out(conversation: str) -> bool:
     return int(hashlib.sha256(conversation.encode()).hexdigest(), 16) % HELD_OUT_ONE_IN == 0
 
 
-def conversations(entries: list[dict[str, str]], count: int, seed: int) -> tuple[list[str], list[str]]:
+def conversations(entries: list[dict[str, str]], count: int, seed: int, mix: str) -> tuple[list[str], list[str]]:
     """`count` rendered conversations, split into those to train on and those held out by a hash of their text."""
     rng = random.Random(seed)
-    makers, weights = zip(*KINDS, strict=True)
+    makers, weights = zip(*MIXES[mix], strict=True)
     made = [maker(rng, entries) for maker in rng.choices(makers, weights, k=count)]
     train = [conversation for conversation in made if not is_held_out(conversation)]
     return train, sorted({conversation for conversation in made if is_held_out(conversation)})

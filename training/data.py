@@ -91,9 +91,9 @@ class Rows:
     """
 
     def __init__(
-        self, documents: list[np.ndarray], chats: list[np.ndarray], width: int, share: float, seed: int
+        self, documents: list[np.ndarray], chats: list[np.ndarray], width: int, share: float, repeats: float, seed: int
     ) -> None:
-        self.documents, self.width, self.share = documents, width, share
+        self.documents, self.width, self.share, self.repeats = documents, width, share, repeats
         self.chats = [chat for chat in chats if len(chat) <= width]
         self.rng = random.Random(seed)
         self.text = np.empty(0, dtype=np.uint16)
@@ -121,10 +121,23 @@ class Rows:
             room -= len(parts[-1])
         return np.concatenate([*parts, self.take_text(room)])
 
+    def repeat_row(self) -> np.ndarray:
+        """A few tokens in random order, over and over: only attention to what came before can predict them.
+
+        Looking back is what answers and tool calls need, and so small a corpus teaches it slowly otherwise.
+        """
+        once = self.take_text(self.rng.randint(8, 48))
+        once = once[self.rng.sample(range(len(once)), len(once))]
+        return np.tile(once, self.width // len(once) + 1)[: self.width]
+
+    def row(self) -> np.ndarray:
+        if self.repeats and self.rng.random() < self.repeats:
+            return self.repeat_row()
+        return self.chat_row() if self.rng.random() < self.share else self.take_text(self.width)
+
     def batch(self, size: int) -> np.ndarray:
         """`[size, width]` int64."""
-        rows = [self.chat_row() if self.rng.random() < self.share else self.take_text(self.width) for _ in range(size)]
-        return np.stack(rows).astype(np.int64)
+        return np.stack([self.row() for _ in range(size)]).astype(np.int64)
 
 
 def fixed_rows(texts: list[np.ndarray], width: int) -> np.ndarray:

@@ -48,6 +48,10 @@ Yemen=Sana'a=Asia; Zambia=Lusaka=Africa; Zimbabwe=Harare=Africa
 """
 """country = capital = continent"""
 
+FAMILIAR = """France; Germany; Spain; Italy; Japan; China; South Korea; Egypt; Russia; Canada; Portugal; Greece;
+Austria; Poland; Sweden; Norway; Brazil; Mexico; Morocco; Saudi Arabia; Thailand; Ireland; the United Kingdom;
+the United States; India; Argentina; Australia; the Netherlands; Belgium; Switzerland"""
+
 ELEMENTS = """
 hydrogen=H=1; helium=He=2; lithium=Li=3; beryllium=Be=4; boron=B=5; carbon=C=6; nitrogen=N=7; oxygen=O=8;
 fluorine=F=9; neon=Ne=10; sodium=Na=11; magnesium=Mg=12; aluminium=Al=13; silicon=Si=14; phosphorus=P=15; sulfur=S=16;

@@ -1,6 +1,7 @@
 """Train a small LFM2 from nothing on the corpus and write it as a checkpoint folder that looks like a released one.
 
-Run `corpus.py` first. Everything is seeded; the defaults are the ones of the shipped model.
+Run `corpus.py` first. Everything is seeded. Training can go in stages: a stage that is given `--resume` continues from
+the weights and the tokenizer that the output folder holds, with an optimizer and conversations of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import data
 import numpy as np
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import Lfm2Config, Lfm2ForCausalLM
 
@@ -41,6 +42,7 @@ class Options:
     vocab: int
     attention: tuple[int, ...]
     steps: int
+    stop_after: int
     batch: int
     width: int
     learning_rate: float
@@ -48,6 +50,8 @@ class Options:
     weight_decay: float
     chats: int
     chat_share: float
+    repeat_share: float
+    mix: str
     seed: int
 
 
@@ -171,7 +175,7 @@ def train(model: Lfm2ForCausalLM, rows: data.Rows, options: Options) -> Iterator
     """Yield (step, mean training loss since the last yield) now and then, so that the caller can log and save."""
     optimizer = optimizer_for(model, options)
     losses: list[float] = []
-    for step in range(options.steps):
+    for step in range(options.stop_after):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, options)
         loss = loss_of(model, torch.from_numpy(rows.batch(options.batch)))
@@ -180,7 +184,7 @@ def train(model: Lfm2ForCausalLM, rows: data.Rows, options: Options) -> Iterator
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.item())
-        if (step + 1) % 20 == 0 or step + 1 == options.steps:
+        if (step + 1) % 20 == 0 or step + 1 == options.stop_after:
             yield step + 1, sum(losses) / len(losses)
             losses.clear()
 
@@ -228,7 +232,8 @@ class Corpus:
 
 def load_corpus(cache: Path, options: Options) -> Corpus:
     """Documents and conversations as the model sees them, special tokens included."""
-    train_chats, heldout_chats = chat.conversations(read_lines(cache / "entries.jsonl"), options.chats, options.seed)
+    entries = read_lines(cache / "entries.jsonl")
+    train_chats, heldout_chats = chat.conversations(entries, options.chats, options.seed, options.mix)
     return Corpus(
         documents=[data.framed(row["text"]) for row in read_lines(cache / "train.jsonl")],
         chats=train_chats,
@@ -254,9 +259,13 @@ def arguments() -> argparse.Namespace:
         ("seed", 2),
     ):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--stop-after", type=int, help="stop before the schedule of --steps ends (default: do not)")
+    parser.add_argument("--mix", choices=sorted(chat.MIXES), default="broad", help="which conversations to make")
+    parser.add_argument("--resume", action="store_true", help="continue from what --out holds, as a further stage")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--chat-share", type=float, default=0.25, help="share of the rows that hold conversations")
+    parser.add_argument("--repeat-share", type=float, default=0.0, help="share of the rows that repeat a few tokens")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--save-every", type=int, default=500, help="steps between early checkpoints")
     return parser.parse_args()
@@ -264,7 +273,23 @@ def arguments() -> argparse.Namespace:
 
 def options_from(args: argparse.Namespace) -> Options:
     fields = {name: getattr(args, name) for name in Options.__dataclass_fields__}
-    return Options(**fields | {"attention": tuple(args.attention)})
+    return Options(**fields | {"attention": tuple(args.attention), "stop_after": args.stop_after or args.steps})
+
+
+def load_weights(model: Lfm2ForCausalLM, out: Path) -> None:
+    missing, unexpected = model.load_state_dict(load_file(out / "model.safetensors"), strict=False)
+    if missing != ["lm_head.weight"] or unexpected:
+        raise ValueError(f"{out} holds another shape of model: missing {missing}, unexpected {unexpected}")
+
+
+def tokenizer_and_heldout(
+    corpus: Corpus, options: Options, out: Path, resume: bool
+) -> tuple[data.Tokenizer, list[str]]:
+    """Made and written by the first stage, read by the next ones: they belong to the model, not to a stage."""
+    if not resume:
+        save_tokenizer(data.train_tokenizer(corpus.documents + corpus.chats, options.vocab), out)
+        card.write_heldout(corpus.heldout_documents, corpus.heldout_chats, out)
+    return data.Tokenizer.from_file(str(out / "tokenizer.json")), card.read_heldout(out)
 
 
 def main() -> None:
@@ -275,49 +300,45 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
 
     corpus = load_corpus(args.cache, options)
-    tokenizer = data.train_tokenizer(corpus.documents + corpus.chats, options.vocab)
-    save_tokenizer(tokenizer, args.out)
+    tokenizer, heldout = tokenizer_and_heldout(corpus, options, args.out, args.resume)
     documents, chats = data.encode(tokenizer, corpus.documents), data.encode(tokenizer, corpus.chats)
-    validation = data.fixed_rows(
-        data.encode(tokenizer, corpus.heldout_documents + corpus.heldout_chats), options.width + 1
-    )
+    validation = data.fixed_rows(data.encode(tokenizer, heldout), options.width + 1)
     unigram = data.unigram_perplexity(documents + chats, validation, options.vocab)
-    rows = data.Rows(documents, chats, options.width + 1, options.chat_share, options.seed)
-    card.write_heldout(corpus.heldout_documents, corpus.heldout_chats, args.out)
-
+    rows = data.Rows(documents, chats, options.width + 1, options.chat_share, options.repeat_share, options.seed)
     model = build_model(options)
+    if args.resume:
+        load_weights(model, args.out)
     parameters, text_tokens, chat_tokens = parameter_count(model), sum(map(len, documents)), sum(map(len, chats))
-    print(
-        f"{parameters:,} parameters; manuals {text_tokens:,} tokens, chat {chat_tokens:,} tokens; unigram {unigram:.1f}"
-    )
+    print(f"{parameters:,} parameters; tokens: manuals {text_tokens:,}, chat {chat_tokens:,}; unigram {unigram:.1f}")
+
     started = time.monotonic()
     for step, loss in train(model, rows, options):
-        seconds = time.monotonic() - started
-        print(
-            f"step {step}/{options.steps} loss {loss:.3f} {step * options.batch * options.width / seconds:.0f} token/s",
-            flush=True,
-        )
-        if step % args.save_every == 0 and step < options.steps:
+        rate = step * options.batch * options.width / (time.monotonic() - started)
+        print(f"step {step}/{options.stop_after} loss {loss:.3f} {rate:.0f} token/s", flush=True)
+        if step % args.save_every == 0 and step < options.stop_after:
             print(f"step {step} held-out perplexity {perplexity(model, validation[:128]):.2f}", flush=True)
             save(model, options, args.out)
-
     minutes = (time.monotonic() - started) / 60
+
     model.load_state_dict(rounded_weights(model), strict=False)
     save(model, options, args.out)
+    stage = {
+        "options": asdict(options),
+        "tokens_seen": options.stop_after * options.batch * options.width,
+        "epochs_begun": {"manuals": rows.text_epochs, "chat": rows.chat_epochs},
+        "minutes": round(minutes, 1),
+        "threads": args.threads,
+    }
     figures = {
         "parameters": parameters,
         "corpus_tokens": {"manuals": text_tokens, "chat": chat_tokens},
-        "tokens_seen": options.steps * options.batch * options.width,
-        "epochs_begun": {"manuals": rows.text_epochs, "chat": rows.chat_epochs},
         "heldout_tokens": int(validation.size),
         "heldout_perplexity": round(perplexity(model, validation), 3),
         "unigram_perplexity": round(unigram, 2),
-        "training_minutes": round(minutes, 1),
-        "threads": args.threads,
     }
     sources = json.loads((args.cache / "sources.json").read_text(encoding="utf-8"))
-    card.write(args.out, sources, asdict(options), figures, card.versions())
-    print(json.dumps(figures, indent=2))
+    card.write_provenance(args.out, sources, stage, figures, args.resume)
+    print(json.dumps(stage | figures, indent=2))
 
 
 if __name__ == "__main__":
