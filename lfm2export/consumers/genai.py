@@ -1,0 +1,113 @@
+"""onnxruntime-genai: the same folder through its genai_config.json, in an environment of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lfm2export.consumers import locate
+from lfm2export.consumers.asked import Asked
+from lfm2export.consumers.locate import HERE, Missing
+from lfm2export.consumers.prompts import CARD_MESSAGES, CHAT, MAX_NEW_TOKENS, PLAIN, TOOL_CALL
+from lfm2export.consumers.reference import compare, judge
+from lfm2export.consumers.result import Check, ConsumerResult, Verdict, judged
+from lfm2export.contract import MODEL_FILES
+
+GENAI = "onnxruntime-genai"
+DEVICE = "cpu"
+TIMEOUT = 900.0
+
+#: Tokens that the caches are allocated for: prompts, two answers, and room.
+MAX_LENGTH = 1024
+
+CONFIG = "genai_config.json"
+PROMPTS = (PLAIN, CHAT, TOOL_CALL)
+
+
+def check_genai(folder: Path, asked: Mapping[str, Asked]) -> list[ConsumerResult]:
+    """Every file: greedy tokens, the chat template, a second turn on the kept cache, a batch padded on the right."""
+    python = locate.genai()
+    if isinstance(python, Missing):
+        return [ConsumerResult.not_run(GENAI, dtype, DEVICE, python.reason) for dtype in asked]
+    if not (folder / CONFIG).is_file():
+        reason = f"the folder has no {CONFIG}"
+        return [ConsumerResult.not_run(GENAI, dtype, DEVICE, reason) for dtype in asked]
+    named = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model"]["decoder"]["filename"]
+    tasks = [_task(named, one) for one in asked.values()]
+    started = time.perf_counter()
+    answers, said = _run(python, folder, tasks)
+    spent = round((time.perf_counter() - started) / max(1, len(tasks)), 1)
+    version = f"{answers[0]['version']}, onnxruntime {answers[0]['onnxruntime']}" if answers else None
+    answered = {answer["task"]: answer for answer in answers if "task" in answer}
+    results = []
+    for number, one in enumerate(asked.values()):
+        answer = answered.get(
+            number, {"error": said.strip().splitlines()[-1] if said.strip() else "it ended in silence"}
+        )
+        if "value" not in answer:
+            results.append(ConsumerResult(GENAI, one.dtype, DEVICE, Verdict.FAILED, version, answer["error"]))
+        else:
+            results.append(replace(_result(one, answer["value"]), version=version, seconds=spent))
+    return results
+
+
+def _task(named: str, asked: Asked) -> dict[str, Any]:
+    """What is asked of one file; the one that genai_config.json names is opened without an overlay."""
+    file = f"onnx/{MODEL_FILES[asked.dtype]}"
+    second, _ = asked.second_turn(CHAT, MAX_NEW_TOKENS)
+    prompts: list[dict[str, Any]] = []
+    for prompt in PROMPTS:
+        request: dict[str, Any] = {"tokens": asked.prompt_tokens(prompt), "limit": MAX_NEW_TOKENS}
+        if prompt is CHAT:
+            request["turns"] = [{"tokens": second, "limit": MAX_NEW_TOKENS}]
+        prompts.append(request)
+    return {
+        "overlay": None if named == file else {"model": {"decoder": {"filename": file}}},
+        "prompts": prompts,
+        "chats": [list(CARD_MESSAGES)],
+        "batch": [list(row.prompt) for row in asked.batch],
+        "pad": 0,
+        "limit": MAX_NEW_TOKENS,
+        "max_length": MAX_LENGTH,
+    }
+
+
+def _run(python: Path, folder: Path, tasks: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
+    with tempfile.TemporaryDirectory(prefix="lfm2export-genai-") as scratch:
+        request, answers = Path(scratch) / "request.json", Path(scratch) / "answers.jsonl"
+        request.write_text(json.dumps({"folder": str(folder.resolve()), "tasks": tasks}), encoding="utf-8")
+        command = [str(python), "-I", str(HERE / "genai_worker.py"), str(request), str(answers)]
+        try:
+            ran = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT)
+            said = ran.stderr
+        except subprocess.TimeoutExpired:
+            said = f"stopped after {TIMEOUT:.0f} s"
+        lines = answers.read_text(encoding="utf-8").splitlines() if answers.exists() else []
+        return [json.loads(line) for line in lines], said
+
+
+def _result(asked: Asked, value: Mapping[str, Any]) -> ConsumerResult:
+    chat = tuple(value["rendered"][0]) == asked.answer(CHAT).prompt
+    checks = [Check("chat template", Verdict.PASSED if chat else Verdict.FAILED, "renders and tokenizes as ours")]
+    comparisons = []
+    for prompt, run in zip(PROMPTS, value["runs"], strict=True):
+        wanted = asked.answer(prompt)
+        comparison = compare(prompt.name, wanted, run["tokens"], run["top"])
+        comparisons.append(comparison)
+        for turn in run["turns"] if comparison.at is None else ():
+            _, second = asked.second_turn(prompt, MAX_NEW_TOKENS)
+            comparisons.append(compare(f"{prompt.name}, second turn", second, turn["tokens"], turn["top"]))
+    widest = max(len(row.prompt) for row in asked.batch)
+    for wanted, row in zip(asked.batch, value["batch"], strict=True):
+        count = len(wanted.tokens)
+        name = f"row of a batch, {widest - len(wanted.prompt)} pads on the right"
+        comparisons.append(compare(name, wanted, row["tokens"][:count], row["top"][:count]))
+    judgements, noise = judge(asked.dtype, comparisons)
+    checks += judgements
+    return ConsumerResult(GENAI, asked.dtype, DEVICE, judged(checks), checks=tuple(checks), noise=noise)

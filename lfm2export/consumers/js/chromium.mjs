@@ -1,0 +1,58 @@
+/** Debian's Chromium, or Google's Chrome, started with nothing but what a page needs. */
+
+import { access, mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { delimiter, join } from "node:path";
+import { chromium } from "playwright-core";
+
+const NAMES = ["chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome"];
+const PLACES = [
+  "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+  "/Applications/Chromium.app/Contents/MacOS/Chromium",
+];
+
+/** Path of a browser: the environment variable CHROMIUM, else what PATH has; null if there is none. */
+export async function findBrowser() {
+  const folders = (process.env.PATH ?? "").split(delimiter);
+  const candidates = [
+    ...(process.env.CHROMIUM ? [process.env.CHROMIUM] : []),
+    ...folders.flatMap((folder) => NAMES.map((name) => join(folder, name))),
+    ...PLACES,
+  ];
+  for (const candidate of candidates) {
+    const found = await access(candidate).then(
+      () => true,
+      () => false,
+    );
+    if (found) return candidate;
+  }
+  return null;
+}
+
+/** A browser with a profile of its own, which `close` removes. */
+export async function launch(executablePath, { viewport = null, deviceScaleFactor, isMobile, hasTouch } = {}) {
+  const profile = await mkdtemp(join(tmpdir(), "lfm2export-browser-"));
+  const context = await chromium.launchPersistentContext(profile, {
+    executablePath,
+    headless: true,
+    args: [
+      "--no-sandbox", // a container's root has no user namespaces; the only pages opened are this project's own
+      "--enable-unsafe-webgpu", // SwiftShader is no GPU that Chromium trusts by itself
+      "--disable-background-networking",
+      "--disable-component-update",
+      "--disable-sync",
+      "--no-first-run",
+    ],
+    viewport: viewport ?? { width: 1024, height: 768 },
+    ...(deviceScaleFactor ? { deviceScaleFactor } : {}),
+    ...(isMobile ? { isMobile, hasTouch } : {}),
+  });
+  return {
+    context,
+    version: context.browser()?.version() ?? null,
+    close: async () => {
+      await context.close();
+      await rm(profile, { recursive: true, force: true, maxRetries: 5 });
+    },
+  };
+}

@@ -1,0 +1,47 @@
+/**
+ * Run tasks in Node: `node node.mjs REQUEST ANSWERS`.
+ *
+ * REQUEST is JSON: {folder, tasks: [{kind: "job" | "example", ...}]}. ANSWERS gets one line of JSON for each task as it
+ * ends, {task, value} or {task, error}, so that what was done is known even when a later task kills the process.
+ */
+
+import { appendFileSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { basename, dirname, join, resolve, sep } from "node:path";
+import { fileURLToPath, pathToFileURL } from "node:url";
+
+import * as transformers from "@huggingface/transformers";
+import { runExample, runJob } from "./tasks.mjs";
+
+const [requestFile, answersFile] = process.argv.slice(2);
+const { folder, tasks } = JSON.parse(readFileSync(requestFile, "utf8"));
+const place = resolve(folder);
+transformers.env.localModelPath = dirname(place) + sep;
+transformers.env.allowRemoteModels = false;
+
+/** Import `source` from a folder of its own, where the installed packages are found. */
+async function load(source) {
+  const scratch = mkdtempSync(join(tmpdir(), "lfm2export-example-"));
+  try {
+    symlinkSync(join(dirname(fileURLToPath(import.meta.url)), "node_modules"), join(scratch, "node_modules"), "junction");
+    writeFileSync(join(scratch, "example.mjs"), source);
+    return await import(pathToFileURL(join(scratch, "example.mjs")).href);
+  } finally {
+    rmSync(scratch, { recursive: true, force: true });
+  }
+}
+
+for (const [task, { kind, ...rest }] of tasks.entries()) {
+  const model = basename(place);
+  let answer;
+  try {
+    const value =
+      kind === "job"
+        ? await runJob(transformers, { ...rest, model })
+        : await runExample({ ...rest, source: rest.source.replaceAll(rest.place, model) }, load);
+    answer = { task, value };
+  } catch (error) {
+    answer = { task, error: String(error?.message ?? error) };
+  }
+  appendFileSync(answersFile, `${JSON.stringify(answer)}\n`);
+}

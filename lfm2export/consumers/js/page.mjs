@@ -1,0 +1,25 @@
+/** The page's side of `browser.mjs`: Transformers.js pointed at this server, and the entry points that are called. */
+
+import * as transformers from "@huggingface/transformers";
+import { adapterFacts, runExample, runJob } from "./tasks.mjs";
+
+const { env } = transformers;
+env.allowRemoteModels = false;
+env.allowLocalModels = true;
+env.localModelPath = new URL("./models/", location.href).pathname; // a whole address would count as remote
+env.useBrowserCache = false;
+env.useWasmCache = false;
+env.backends.onnx.wasm.wasmPaths = {
+  mjs: new URL("./lib/ort/ort-wasm-simd-threaded.asyncify.mjs", location.href).href,
+  wasm: new URL("./lib/ort/ort-wasm-simd-threaded.asyncify.wasm", location.href).href,
+};
+
+globalThis.consumer = {
+  adapter: () => adapterFacts(navigator.gpu),
+  isolated: () => globalThis.crossOriginIsolated,
+  run: (job) => runJob(transformers, job),
+  example: (example) =>
+    runExample(example, (source) =>
+      import(URL.createObjectURL(new Blob([source], { type: "text/javascript" }))),
+    ),
+};

@@ -1,0 +1,90 @@
+"""Where the consumers are installed, and what to do where one is not. `setup.sh` beside this file installs them all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+JS = HERE / "js"
+TOOLS = HERE / ".tools"
+
+#: How everything that is missing gets here.
+SETUP = f"run {HERE / 'setup.sh'}"
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
+MACOS_BROWSERS = (
+    Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"),
+    Path("/Applications/Chromium.app/Contents/MacOS/Chromium"),
+)
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A consumer that is not here; `reason` says what to do."""
+
+    reason: str
+
+
+def node() -> Path | Missing:
+    """Node with the packages of js/package.json."""
+    found = shutil.which("node")
+    if found is None:
+        return Missing("Node 20 or newer is not installed")
+    if not (JS / "node_modules" / "@huggingface" / "transformers").is_dir():
+        return Missing(f"@huggingface/transformers is not installed; {SETUP}")
+    return Path(found)
+
+
+def browser() -> Path | Missing:
+    """Chromium or Chrome: the environment variable CHROMIUM, what PATH has, or an application of macOS."""
+    named = os.environ.get("CHROMIUM")
+    if named:
+        return Path(named) if Path(named).exists() else Missing(f"CHROMIUM is {named}, which does not exist")
+    for name in BROWSERS:
+        found = shutil.which(name)
+        if found is not None:
+            return Path(found)
+    present = next((path for path in MACOS_BROWSERS if path.exists()), None)
+    return present if present is not None else Missing(f"neither Chromium nor Chrome is installed; {SETUP}")
+
+
+def genai() -> Path | Missing:
+    """Python of the environment that has onnxruntime-genai; it is one of its own, so that it never meets ours."""
+    python = TOOLS / "genai" / "bin" / "python"
+    return python if python.exists() else Missing(f"onnxruntime-genai is not installed; {SETUP}")
+
+
+def vulkan_environment() -> dict[str, str]:
+    """Variables that let Node's WebGPU find the software Vulkan of setup.sh; none where it is not, or not wanted.
+
+    A machine with a GPU of its own sets LFM2EXPORT_VULKAN=system.
+    """
+    root = TOOLS / "lavapipe"
+    icd = root / "lvp_icd.json"
+    if os.environ.get("LFM2EXPORT_VULKAN") == "system" or not icd.is_file():
+        return {}
+    folders = [str(folder) for folder in sorted(root.glob("root/**/lib/*-linux-gnu")) if folder.is_dir()]
+    known = os.environ.get("LD_LIBRARY_PATH")
+    return {
+        "VK_DRIVER_FILES": str(icd),
+        "VK_ICD_FILENAMES": str(icd),
+        "LD_LIBRARY_PATH": ":".join([*folders, *([known] if known else [])]),
+    }
+
+
+def package_version(name: str) -> str | None:
+    """Version of an installed npm package."""
+    path = JS / "node_modules" / name / "package.json"
+    if not path.is_file():
+        return None
+    version: str = json.loads(path.read_text(encoding="utf-8"))["version"]
+    return version
+
+
+def node_version(path: Path) -> str:
+    return subprocess.run([str(path), "--version"], capture_output=True, text=True, check=True).stdout.strip()

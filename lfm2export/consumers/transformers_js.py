@@ -1,0 +1,263 @@
+"""Transformers.js, in Node and in a browser: what is asked, and what the answers are worth."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lfm2export.consumers import locate
+from lfm2export.consumers.asked import Asked
+from lfm2export.consumers.locate import JS, Missing
+from lfm2export.consumers.prompts import (
+    BASIC_EXAMPLE,
+    BATCH,
+    CARD_CHAT,
+    CARD_TOOLS,
+    CHAT,
+    MAX_NEW_TOKENS,
+    PLAIN,
+    SOFTWARE_MAX_NEW_TOKENS,
+    TOOL_CALL,
+    TOOLS_EXAMPLE,
+    Prompt,
+)
+from lfm2export.consumers.reference import Comparison, compare, judge
+from lfm2export.consumers.result import Check, ConsumerResult, Verdict, judged
+from lfm2export.contract import HALF_DTYPES, MODEL_FILES
+
+NODE = "transformers.js/node"
+BROWSER = "transformers.js/browser"
+
+#: Seconds for all files of one consumer.
+TIMEOUT = 1800.0
+
+#: What the library takes by itself where it is told no dtype, by device.
+DEFAULT_DTYPES = {"wasm": "q8"}
+
+Answer = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One model file on one device. `asked_dtype` None: the library chooses, and `dtype` is what it must choose."""
+
+    dtype: str
+    device: str
+    asked_dtype: str | None
+    examples: bool = True
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        return (PLAIN, CHAT, TOOL_CALL, *((CARD_CHAT, CARD_TOOLS) if self.examples else ()))
+
+    def tasks(self) -> list[dict[str, Any]]:
+        """The job, and the two examples of the card."""
+        job: dict[str, Any] = {
+            "kind": "job",
+            "dtype": self.asked_dtype,
+            "device": self.device,
+            "max_new_tokens": MAX_NEW_TOKENS,
+            "prompts": [prompt.request() for prompt in self.prompts],
+            "batch": list(BATCH),
+            "alone": True,
+            "software_max_new_tokens": SOFTWARE_MAX_NEW_TOKENS,
+            "software_prompts": [PLAIN.request()],
+            "software_alone": False,
+        }
+        if not self.examples:
+            return [job]
+        return [job, *(example.request(self.dtype, self.device) for example in (BASIC_EXAMPLE, TOOLS_EXAMPLE))]
+
+
+def run_script(
+    script: str, folder: Path, tasks: Sequence[Mapping[str, Any]], environment: Mapping[str, str] | None = None
+) -> tuple[list[Answer], str]:
+    """Run `tasks` with js/`script`; the answers in order, and what the process said on stderr."""
+    with tempfile.TemporaryDirectory(prefix="lfm2export-consumer-") as scratch:
+        request, answers = Path(scratch) / "request.json", Path(scratch) / "answers.jsonl"
+        request.write_text(json.dumps({"folder": str(folder.resolve()), "tasks": list(tasks)}), encoding="utf-8")
+        found = locate.browser()
+        chromium = {} if isinstance(found, Missing) else {"CHROMIUM": str(found)}
+        command = ["node", str(JS / script), str(request), str(answers)]
+        try:
+            ran = subprocess.run(
+                command,
+                env={**os.environ, **chromium, **(environment or {})},
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=TIMEOUT,
+            )
+            said = ran.stderr
+        except subprocess.TimeoutExpired:
+            said = f"stopped after {TIMEOUT:.0f} s"
+        lines = answers.read_text(encoding="utf-8").splitlines() if answers.exists() else []
+        return [json.loads(line) for line in lines], said
+
+
+def check_node(folder: Path, asked: Mapping[str, Asked], device: str = "cpu") -> list[ConsumerResult]:
+    """Every file in Node, on the processor or on WebGPU through Vulkan."""
+    node = locate.node()
+    if isinstance(node, Missing):
+        return [ConsumerResult.not_run(NODE, dtype, device, node.reason) for dtype in asked]
+    version = (
+        f"{locate.package_version('@huggingface/transformers')}, onnxruntime-node "
+        f"{locate.package_version('onnxruntime-node')}, Node {locate.node_version(node)}"
+    )
+    environment = locate.vulkan_environment() if device == "webgpu" else {}
+    software = bool(environment)
+    requests = [Request(dtype, device, dtype, examples=device == "cpu") for dtype in asked]
+    tasks = [[_reduced(task) if software else task for task in request.tasks()] for request in requests]
+    started = time.perf_counter()
+    answers, said = run_script("node.mjs", folder, [task for group in tasks for task in group], environment)
+    spent = (time.perf_counter() - started) / max(1, len(requests))
+    answered = {answer["task"]: answer for answer in answers}
+    results: list[ConsumerResult] = []
+    for request in requests:
+        count, done = len(request.tasks()), sum(len(r.tasks()) for r in requests[: requests.index(request)])
+        group = [answered.get(done + k, {"error": _last_line(said)}) for k in range(count)]
+        error = group[0].get("error")
+        if device == "webgpu" and error is not None and "adapter" in error:
+            reason = f"no WebGPU adapter: Vulkan finds no device; {locate.SETUP}, or set LFM2EXPORT_VULKAN=system"
+            results.append(ConsumerResult.not_run(NODE, request.dtype, device, reason, version))
+            continue
+        result = evaluate(NODE, version, request, asked[request.dtype], group)
+        results.append(replace(result, seconds=round(spent, 1)))
+    return results
+
+
+def check_browser(
+    folder: Path, asked: Mapping[str, Asked], devices: Sequence[str] = ("wasm", "webgpu")
+) -> list[ConsumerResult]:
+    """Every file in a page on wasm and WebGPU; float16 files only where the adapter computes in float16."""
+    pairs = [(dtype, device) for device in devices for dtype in asked]
+    for found in (locate.node(), locate.browser()):
+        if isinstance(found, Missing):
+            return [ConsumerResult.not_run(BROWSER, dtype, device, found.reason) for dtype, device in pairs]
+    facts, said = run_script("browser.mjs", folder, [])
+    library = (
+        f"{locate.package_version('@huggingface/transformers')}, onnxruntime-web "
+        f"{locate.package_version('onnxruntime-web')}"
+    )
+    if not facts:
+        reason = f"the browser did not start: {_last_line(said)}"
+        return [ConsumerResult(BROWSER, dtype, device, Verdict.FAILED, library, reason) for dtype, device in pairs]
+    version = f"{library}, Chromium {facts[0]['browser']}"
+    reasons = {pair: _refusal(*pair, facts[0]["adapter"]) for pair in pairs}
+    refused = {pair: reason for pair, reason in reasons.items() if reason is not None}
+    requests = [_browser_request(*pair) for pair in pairs if pair not in refused]
+    tasks = [request.tasks() for request in requests]
+    started = time.perf_counter()
+    lines, said = run_script("browser.mjs", folder, [task for group in tasks for task in group])
+    spent = (time.perf_counter() - started) / max(1, len(requests))
+    answered = {line["task"]: line for line in lines if "task" in line}
+    results, done = [], 0
+    for request, group in zip(requests, tasks, strict=True):
+        taken = [answered.get(done + k, {"error": _last_line(said)}) for k in range(len(group))]
+        done += len(group)
+        device_version = version if request.device == "wasm" else f"{version}, {_adapter_name(facts[0]['adapter'])}"
+        result = evaluate(BROWSER, device_version, request, asked[request.dtype], taken)
+        results.append(replace(result, seconds=round(spent, 1)))
+    results += [ConsumerResult.not_run(BROWSER, *pair, reason, version) for pair, reason in refused.items()]
+    return results
+
+
+def evaluate(consumer: str, version: str, request: Request, asked: Asked, answers: Sequence[Answer]) -> ConsumerResult:
+    """The result of one file from the answers to its tasks: the job first, then the examples."""
+    job, *examples = answers
+    if "value" not in job:
+        reason = str(job.get("error"))
+        return ConsumerResult(consumer, request.dtype, request.device, Verdict.FAILED, version, reason)
+    value = job["value"]
+    comparisons: list[Comparison] = []
+    checks: list[Check] = []
+    by_name = {prompt.name: prompt for prompt in request.prompts}
+    for run in value["runs"]:
+        prompt = by_name[run["name"]]
+        wanted = asked.answer(prompt)
+        if tuple(run["input_ids"]) != wanted.prompt:
+            checks.append(Check(f"prompt: {prompt.name}", Verdict.FAILED, "tokenizes differently"))
+            continue
+        comparisons.append(compare(prompt.name, wanted.first(run["limit"]), run["tokens"], run["top"]))
+    for wanted, row in zip(asked.batch, value["batch"], strict=True):
+        wanted = wanted.first(row["limit"])
+        count, name = len(wanted.tokens), f"row of a batch, {row['pads']} pads on the left"
+        comparisons.append(compare(name, wanted, row["tokens"][:count], row["top"][:count]))
+        if row["alone"] is not None:
+            alone = row["alone"]
+            comparisons.append(compare(f"row alone, of {row['pads']} pads", wanted, alone["tokens"], alone["top"]))
+    judgements, noise = judge(request.dtype, comparisons)
+    runs = {run["name"]: run for run in value["runs"]}
+    checks += [*judgements, *(_example_check(*pair, runs) for pair in zip(request.prompts[3:], examples, strict=True))]
+    checks += _page_checks(request, answers)
+    verdict = judged(checks)
+    return ConsumerResult(consumer, request.dtype, request.device, verdict, version, checks=tuple(checks), noise=noise)
+
+
+def _example_check(prompt: Prompt, answer: Answer, runs: Mapping[str, Any]) -> Check:
+    """The card's own program gave what the same consumer gave for the same prompt (which was compared before)."""
+    if "value" not in answer:
+        return Check(prompt.name, Verdict.FAILED, str(answer.get("error")))
+    run, value = runs[prompt.name], answer["value"]
+    if "output" in value:
+        got, wanted = value["output"][0]["generated_text"][-1]["content"], run["text"]
+    else:
+        got, wanted = value["sequences"][0][len(run["input_ids"]) :], run["tokens"]
+    same = got == wanted
+    return Check(
+        prompt.name,
+        Verdict.PASSED if same else Verdict.FAILED,
+        f"gave {got!r}" + ("" if same else f", expected {wanted!r}"),
+    )
+
+
+def _page_checks(request: Request, answers: Sequence[Answer]) -> list[Check]:
+    """No request left the page's server, and the file that was loaded is the right one. Empty for Node."""
+    if "foreign" not in answers[0]:
+        return []
+    foreign = [address for answer in answers for address in answer.get("foreign", ())]
+    loaded = [name for name in answers[0]["files"] if name.endswith(".onnx")]
+    wanted = f"onnx/{MODEL_FILES[request.dtype]}"
+    return [
+        Check("own server only", Verdict.FAILED if foreign else Verdict.PASSED, ", ".join(foreign) or "no other host"),
+        Check("file", Verdict.PASSED if loaded == [wanted] else Verdict.FAILED, f"loaded {', '.join(loaded)}"),
+    ]
+
+
+def _browser_request(dtype: str, device: str) -> Request:
+    """On wasm the library's own choice is taken where it is `dtype`; the examples run there, for WebGPU may be slow."""
+    asked_dtype = None if DEFAULT_DTYPES.get(device) == dtype else dtype
+    return Request(dtype, device, asked_dtype, examples=device == "wasm")
+
+
+def _refusal(dtype: str, device: str, adapter: Mapping[str, Any] | None) -> str | None:
+    """Why `dtype` is not run on `device` of this browser; None: it is."""
+    if device == "webgpu" and adapter is None:
+        return "the browser has no WebGPU adapter"
+    if dtype not in HALF_DTYPES:
+        return None
+    if device == "wasm":
+        return "float16 activations are for GPUs"
+    assert adapter is not None
+    return None if adapter["float16"] else f"{_adapter_name(adapter)} has no shader-f16"
+
+
+def _adapter_name(adapter: Mapping[str, Any]) -> str:
+    return " ".join(adapter[name] for name in ("vendor", "architecture", "description") if adapter[name])
+
+
+def _reduced(task: dict[str, Any]) -> dict[str, Any]:
+    """`task` with the numbers of tokens of an emulated GPU (the browser's script does this by itself)."""
+    return task | {name.removeprefix("software_"): task[name] for name in task if name.startswith("software_")}
+
+
+def _last_line(said: str) -> str:
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return next((line for line in lines if "Error" in line), lines[-1] if lines else "the process ended in silence")
