@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from lfm2export.contract import LogitsMode
+from lfm2export.contract import MICROSOFT, MICROSOFT_OPSET, LogitsMode
 from lfm2export.errors import GraphError
 from lfm2export.passes import (
     attention,
@@ -22,6 +22,7 @@ from lfm2export.passes import (
     rotary,
     short_conv,
     skip_norm,
+    swiglu,
 )
 from lfm2export.passes.matching import Firing, remove_dead
 from lfm2export.spec import ModelSpec
@@ -43,6 +44,7 @@ _FUSIONS = (
     Pass("attention", attention.fuse, attention.expected),
     Pass("qk_norm", qk_norm.fuse, qk_norm.expected),
     Pass("short_conv", short_conv.fuse, short_conv.expected),
+    Pass("swiglu", swiglu.fuse, swiglu.expected),
     Pass("projections", projections.fuse, projections.expected),
     Pass("skip_norm", skip_norm.fuse, skip_norm.expected),
 )
@@ -73,4 +75,6 @@ def run(model: ir.Model, spec: ModelSpec, passes: Sequence[Pass]) -> dict[str, i
         counts[step.name] = firing.count
         remove_dead(model)
     cleanup.merge(model)
+    # Folding drops imports of domains that it sees unused: the fused operators' own comes with them.
+    model.opset_imports[MICROSOFT] = MICROSOFT_OPSET
     return counts

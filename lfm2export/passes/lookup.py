@@ -1,7 +1,7 @@
 """Embedding lookup in a block-quantized table, from the very initializers that the head's MatMulNBits reads.
 
-    ids [B, S] - Gather(codes) - BitwiseAnd 15 -+- Concat - Cast - Sub(zero point) - Mul(Gather(scales)) - [B, S, H]
-                               - BitShift 4   --+
+    ids [B, S] - Gather(codes) - BitShift(0, 4) - BitwiseAnd(15) - Cast - Sub(zero point) - Mul(Gather(scales)) - [B,
+    S, H]
 
 Eight bits need no unpacking. The portable form has kernels, or a fall-back, in every runtime; GatherBlockQuantized,
 one operator instead, has none in the wasm build that Transformers.js loads by default.
@@ -58,11 +58,9 @@ def _zero_points(op: Builder, ids: ir.Value | None, table: BlockWeights, blocks:
 
 def _unpacked(op: Builder, packed: ir.Value, shape: list[int]) -> ir.Value:
     """4-bit codes one a byte, low nibble first, reshaped to `shape`."""
-    last = op.constant([-1])
-    low = op("BitwiseAnd", packed, op.constant(np.array(15, dtype=np.uint8)))
-    high = op("BitShift", packed, op.constant(np.array(4, dtype=np.uint8)), direction="RIGHT")
-    pairs = op("Concat", op("Unsqueeze", low, last), op("Unsqueeze", high, last), axis=-1)
-    return op("Reshape", pairs, op.constant(shape))
+    shifts = op.constant(np.array([0, 4], dtype=np.uint8))
+    shifted = op("BitShift", op("Unsqueeze", packed, op.constant([-1])), shifts, direction="RIGHT")
+    return op("Reshape", op("BitwiseAnd", shifted, op.constant(np.array(15, dtype=np.uint8))), op.constant(shape))
 
 
 def _gather_block_quantized(op: Builder, ids: ir.Value | None, table: BlockWeights) -> ir.Value:

@@ -1,0 +1,44 @@
+"""LFM2-350M's shape at full size: file sizes, node count, one session, a generation."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from subprocess import run
+
+import numpy as np
+import pytest
+
+from lfm2export.inspection import inspect_artifact
+from lfm2export.runtime import OnnxModel
+from lfm2export.synth import write_synth
+
+pytestmark = pytest.mark.large
+
+#: Whole folder, in megabytes, by bits of the table.
+LARGEST = {"4": 206, "8": 240}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_synth("350M", tmp_path_factory.mktemp("full") / "synth-350M")
+
+
+@pytest.mark.parametrize("table_bits", LARGEST)
+def test_350m_q4_is_small_and_runs(source: Path, tmp_path: Path, table_bits: str) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "lfm2export.cli", "build", str(source), "--table-bits", table_bits, "-o", str(out)]
+    assert run([*command, "--quiet"], check=False).returncode == 0
+    everything = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    assert everything <= LARGEST[table_bits] * 1e6
+    found = inspect_artifact(out)
+    assert found.good
+    assert found.models[0].nodes_without_weight_casts <= 360
+
+    model = OnnxModel(out, "q4")
+    tokens, state = np.array([[1, 100, 200, 300]]), model.new_state(1)
+    for _ in range(4):
+        logits, state = model.step(tokens, state)
+        assert np.isfinite(logits).all()
+        assert 0.5 < logits.std() < 10
+        tokens = logits[:, -1].argmax(-1, keepdims=True)
