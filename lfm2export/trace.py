@@ -25,8 +25,6 @@ from torch.export import Dim
 
 from lfm2export.contract import (
     IR_VERSION,
-    MICROSOFT,
-    MICROSOFT_OPSET,
     ONNX_TYPES,
     OPSET,
     LogitsMode,
@@ -162,7 +160,6 @@ def trace(spec: ModelSpec, logits: LogitsMode = "last") -> ir.Model:
     assert exported is not None
     traced: ir.Model = exported.model
     traced.ir_version = IR_VERSION
-    traced.opset_imports[MICROSOFT] = MICROSOFT_OPSET
     _attach_recipes(traced, spec, inverse_frequencies)
     _name_contract(traced, spec, logits)
     return traced
