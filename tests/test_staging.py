@@ -143,10 +143,11 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
     assert marks(tmp_path / "real") == {"new"} and (tmp_path / "link").is_symlink()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_closed_parent_is_refused(tmp_path: Path) -> None:
+def test_a_closed_parent_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o555)
+    if os.geteuid() == 0:  # root may write everywhere: let the system answer as it answers others
+        monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != closed)
     assert "not writable" in refused(closed / "out")
 
 

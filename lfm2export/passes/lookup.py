@@ -9,17 +9,13 @@ one operator instead, has none in the wasm build that Transformers.js loads by d
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import onnx_ir as ir
 
 from lfm2export.contract import MICROSOFT
+from lfm2export.passes.block_weights import BlockWeights
 from lfm2export.passes.matching import Builder, NoMatch
 from lfm2export.recipes import LookupKind
-
-if TYPE_CHECKING:
-    from lfm2export.passes.block_quantize import BlockWeights
 
 
 def rows(op: Builder, ids: ir.Value | None, table: BlockWeights, kind: LookupKind, *, half: bool) -> ir.Value:
