@@ -1,0 +1,246 @@
+"""The graphs of every recipe: contract, size, nothing left for an independent simplifier, and misses are errors."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import onnxsim
+import pytest
+from passes.graphs import checkpoint
+from passes.traces import KINDS_350M, ODD, SPEC, fused, shared_fused, traced
+
+from lfm2export import passes
+from lfm2export.contract import LogitsMode
+from lfm2export.errors import GraphError, Lfm2ExportError
+from lfm2export.passes import Pass, cleanup
+from lfm2export.passes.matching import Firing
+from lfm2export.passes.precision import precision_passes
+from lfm2export.pipeline import check_contract, dtype_graph
+from lfm2export.recipes import BLOCK_SIZES, RECIPES, TABLE_BITS, Options, body_format, table_format
+from lfm2export.spec import CONV, FULL_ATTENTION, ModelSpec
+from lfm2export.stack import stack
+from lfm2export.weights import RECIPE, BlockFormat, Recipe
+from lfm2export.writer import write_model
+
+#: The layers of the 350M on small matrices (structure does not depend on widths); the same with an untied head and
+#: biases, which take two additions a conv layer.
+GRAPHS: dict[LogitsMode, ModelSpec] = {
+    "last": replace(SPEC, layer_types=KINDS_350M),
+    "all": replace(ODD, layer_types=KINDS_350M),
+}
+MOST_NODES = 360
+BIASES = {"last": 0, "all": 2 * KINDS_350M.count(CONV)}
+#: Float files know no blocks, and the 8-bit file has an 8-bit table.
+COMBINATIONS = [
+    *product(("fp32", "fp16"), GRAPHS, (32,), (False,), (8,)),
+    *product(("q8",), GRAPHS, BLOCK_SIZES, (False, True), (8,)),
+    *product(("q4", "q4f16"), GRAPHS, BLOCK_SIZES, (False, True), TABLE_BITS),
+]
+
+
+def size(model: ir.Model) -> int:
+    """Nodes, Casts of initializers not counted: every session folds them when it loads."""
+    return sum(node.op_type != "Cast" or not node.inputs[0].is_initializer() for node in model.graph)  # type: ignore[union-attr]
+
+
+def chosen(logits: LogitsMode, block_size: int = 32, symmetric: bool = False, table_bits: int = 8) -> Options:
+    return Options(logits, block_size, symmetric, table_bits=4 if table_bits == 4 else 8, quantizer="round")
+
+
+@pytest.mark.parametrize("logits", GRAPHS)
+def test_the_fused_350m_is_small(logits: LogitsMode) -> None:
+    assert size(shared_fused(GRAPHS[logits], logits)) <= MOST_NODES + BIASES[logits]
+
+
+@pytest.mark.parametrize(("dtype", "logits", "block_size", "symmetric", "table_bits"), COMBINATIONS)
+def test_every_combination_keeps_contract_and_size(
+    dtype: str, logits: LogitsMode, block_size: int, symmetric: bool, table_bits: int
+) -> None:
+    options = chosen(logits, block_size, symmetric, table_bits)
+    spec = GRAPHS[logits] if block_size == 32 else replace(GRAPHS[logits], layer_types=KINDS_350M[:4])
+    model = dtype_graph(shared_fused(spec, logits), spec, dtype, options)  # checks the contract
+    assert size(model) <= MOST_NODES + BIASES[logits]
+    assert model.ir_version == 10 and dict(model.opset_imports) == {"": 21, "com.microsoft": 1}
+    names = [node.name for node in model.graph]
+    assert len(set(names)) == len(names)
+    held = {name: value.meta[RECIPE] for name, value in model.graph.initializers.items() if RECIPE in value.meta}
+    _check_weights(held, spec, dtype, options)
+
+
+def _check_weights(held: dict[str, Recipe], spec: ModelSpec, dtype: str, options: Options) -> None:
+    """Every tensor of the checkpoint is stored once, in the format of its role."""
+    body, table = body_format(dtype, options), table_format(dtype, options)
+    stored: dict[str, list[Recipe]] = {name: [] for name in spec.source_tensors()}
+    for recipe in held.values():
+        for part in recipe.parts:
+            stored[part].append(recipe)
+    for name, shape in spec.source_tensors().items():
+        block = table if name in ("model.embed_tokens.weight", "lm_head.weight") else body if len(shape) == 2 else None
+        components = [recipe.component for recipe in stored[name]]
+        assert {recipe.block for recipe in stored[name]} == {block}, name
+        if block is None:
+            assert components == ["values"], name
+            assert stored[name][0].dtype == ("FLOAT16" if RECIPES[dtype].half else "FLOAT"), name
+        else:
+            wanted = ["codes", "scales"] if block.symmetric else ["codes", "scales", "zero_points"]
+            assert sorted(components) == wanted, name
+
+
+def test_formats_by_role() -> None:
+    plain, small = Options(), Options(block_size=128, symmetric=True, table_bits=4, quantizer="round")
+    assert body_format("fp32", plain) is table_format("fp16", plain) is None
+    assert body_format("q8", plain) == BlockFormat(8, 32, symmetric=True)
+    assert table_format("q8", small) == BlockFormat(8, 128, symmetric=True, quantizer="round")  # never 4 bits
+    assert body_format("q4", plain) == body_format("q4f16", plain) == BlockFormat(4, 32, symmetric=False)
+    assert table_format("q4", plain) == BlockFormat(8, 32, symmetric=True)
+    assert table_format("q4f16", replace(plain, table_bits=4)) == BlockFormat(4, 32, symmetric=False)
+    assert (
+        body_format("q4", small) == table_format("q4", small) == BlockFormat(4, 128, symmetric=True, quantizer="round")
+    )
+
+
+def test_options_that_cannot_be_are_refused() -> None:
+    with pytest.raises(Lfm2ExportError, match=r"block size is 48, expected one of \(16, 32, 64, 128\)"):
+        Options(block_size=48)
+    with pytest.raises(Lfm2ExportError, match="GatherBlockQuantized cannot read this table's zero points; add --symm"):
+        Options(lookup="gather_block_quantized", table_bits=4)
+    for options in ({"symmetric": True, "table_bits": 4}, {"table_bits": 8}):
+        assert Options(lookup="gather_block_quantized", **options).lookup == "gather_block_quantized"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", ["q8", "q4", "q4f16"])
+def test_gather_block_quantized_is_there_only_when_asked_for(dtype: str) -> None:
+    spec = GRAPHS["last"]
+    asked = Options(symmetric=True, table_bits=4, lookup="gather_block_quantized")
+    for options, count in ((asked, 1), (replace(asked, lookup="portable"), 0)):
+        model = dtype_graph(shared_fused(spec), spec, dtype, options)
+        assert sum(node.op_type == "GatherBlockQuantized" for node in model.graph) == count
+
+
+def simplified(path: Path) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The file with its weights, and what onnxsim makes of it without folding constants."""
+    model = onnx.load(path)
+    with contextlib.redirect_stdout(io.StringIO()):  # it says that it keeps SimplifiedLayerNormalization as it is
+        after, _ = onnxsim.simplify(model, skip_constant_folding=True, certify=False)
+    return model, after
+
+
+@pytest.mark.parametrize("logits", GRAPHS)
+@pytest.mark.parametrize(
+    ("dtype", "table_bits", "symmetric"),
+    [("fp32", 8, False), ("fp16", 8, False), ("q8", 8, False), *product(("q4", "q4f16"), (4, 8), (False, True))],
+)
+def test_an_independent_simplifier_removes_no_node(
+    dtype: str, table_bits: int, symmetric: bool, logits: LogitsMode, tmp_path: Path
+) -> None:
+    spec = replace(GRAPHS[logits], layer_types=(CONV, FULL_ATTENTION, CONV))
+    graph = dtype_graph(shared_fused(spec, logits), spec, dtype, chosen(logits, 16, symmetric, table_bits))
+    write_model(graph, checkpoint(spec.source_tensors()), tmp_path / "model.onnx", threads=1)
+    before, after = simplified(tmp_path / "model.onnx")
+    left = {node.name for node in after.graph.node}
+    assert [node.name for node in before.graph.node if node.name not in left] == []
+    assert len(after.graph.node) == len(before.graph.node)
+
+
+def test_the_simplifier_would_find_what_is_idle(tmp_path: Path) -> None:
+    """Positive control: a Reshape to the shape that is there already, an Identity, a pair of Transposes."""
+    spec = replace(SPEC, layer_types=(CONV, FULL_ATTENTION, CONV))
+    graph = dtype_graph(shared_fused(spec), spec, "fp32", chosen("last"))
+    write_model(graph, checkpoint(spec.source_tensors()), tmp_path / "model.onnx", threads=1)
+    model = onnx.load(tmp_path / "model.onnx")
+    embedded = next(node for node in model.graph.node if node.op_type == "Gather")
+    name = embedded.output[0]
+    embedded.output[0] = "embedded"
+    idle = [
+        onnx.helper.make_node("Identity", ["embedded"], ["same"], "idle_1"),
+        onnx.helper.make_node("Transpose", ["same"], ["turned"], "idle_2", perm=[0, 2, 1]),
+        onnx.helper.make_node("Transpose", ["turned"], [name], "idle_3", perm=[0, 2, 1]),
+    ]
+    place = list(model.graph.node).index(embedded) + 1
+    for offset, node in enumerate(idle):
+        model.graph.node.insert(place + offset, node)
+    onnx.save(model, tmp_path / "idle.onnx")
+    before, after = simplified(tmp_path / "idle.onnx")
+    left = {node.name for node in after.graph.node}
+    assert [node.name for node in before.graph.node if node.name not in left] == ["idle_1", "idle_2", "idle_3"]
+
+
+@pytest.mark.parametrize("step", passes.fusions("last"), ids=lambda step: step.name)
+def test_a_fusion_that_fires_too_rarely_is_an_error(step: Pass) -> None:
+    """Each in turn is asked to fire once more than it can, among all the others."""
+    spec = replace(SPEC, layer_types=(CONV, FULL_ATTENTION, CONV))
+    model = traced(SPEC)
+    cleanup.fold(model)
+    stack(model, spec)
+    cleanup.merge(model)
+    found = step.expected(spec)
+    asked = [replace(s, expected=lambda spec: found + 1) if s is step else s for s in passes.fusions("last")]
+    with pytest.raises(
+        GraphError, match=rf"pass {step.name} fired {found} times, expected {found + 1}: .+\. The install"
+    ):
+        passes.run(model, spec, asked)
+
+
+def test_a_layer_that_transformers_writes_otherwise_is_an_error() -> None:
+    """One norm of eleven computes with another power: not fused in silence, nor passed over."""
+    spec = replace(SPEC, layer_types=(CONV, FULL_ATTENTION, CONV))
+    model = traced(SPEC)
+    cleanup.fold(model)
+    stack(model, spec)
+    cleanup.merge(model)
+    power = next(node for node in model.graph if node.op_type == "Pow")
+    power.replace_input_with(1, model.graph.initializers["model.layers.0.operator_norm.weight"])
+    with pytest.raises(GraphError, match=r"pass rms_norm fired 8 times, expected 9: Reciprocal .*: .* is no constant"):
+        passes.run(model, spec, passes.fusions("last"))
+
+
+@pytest.mark.parametrize("dtype", RECIPES)
+def test_a_precision_pass_that_fires_too_rarely_is_an_error(dtype: str) -> None:
+    """A spec with one attention layer more than the graph has."""
+    spec = replace(SPEC, layer_types=(CONV, FULL_ATTENTION, CONV))
+    larger = replace(spec, layer_types=(*spec.layer_types, FULL_ATTENTION))
+    steps = precision_passes(dtype, chosen("last"))
+    if dtype == "fp32":
+        with pytest.raises(GraphError, match="fp32: 7 inputs, the contract says 9"):
+            dtype_graph(shared_fused(spec), larger, dtype, chosen("last"))
+        return
+    with pytest.raises(
+        GraphError, match=rf"pass {steps[0].name} fired \d+ times, expected {steps[0].expected(larger)}: "
+    ):
+        dtype_graph(shared_fused(spec), larger, dtype, chosen("last"))
+
+
+def test_reasons_of_refusals_are_in_the_error_and_a_pass_may_not_fire_too_often() -> None:
+    def odd(model: ir.Model, spec: ModelSpec) -> Firing:
+        return Firing(count=3, refusals=["first reason", "second", "third", "fourth"])
+
+    with pytest.raises(GraphError, match=r"pass odd fired 3 times, expected 4: first reason; second; third. The inst"):
+        passes.run(fused(GRAPHS["last"]), GRAPHS["last"], [Pass("odd", odd, lambda spec: 4)])
+    with pytest.raises(GraphError, match="pass odd fired 3 times, expected 2"):
+        passes.run(fused(GRAPHS["last"]), GRAPHS["last"], [Pass("odd", odd, lambda spec: 2)])
+
+
+def test_run_counts_firings() -> None:
+    spec = GRAPHS["last"]
+    model = fused(spec)
+    steps = precision_passes("q4", chosen("last"))
+    assert passes.run(model, spec, steps) == {step.name: step.expected(spec) for step in steps}
+    assert [step.name for step in steps] == ["packing", "block_quantize", "block_table", "naming"]
+    assert [step.name for step in precision_passes("fp32", Options())] == ["naming"]
+    assert [step.name for step in precision_passes("q4f16", Options())][:2] == ["packing", "half"]
+    assert "last_token" not in [step.name for step in passes.fusions("all")]
+
+
+@pytest.mark.parametrize("dtype", RECIPES)
+def test_a_graph_of_another_dtype_breaks_the_contract(dtype: str) -> None:
+    spec = GRAPHS["last"]
+    model = dtype_graph(shared_fused(spec), spec, dtype, chosen("last"))
+    other = "fp32" if RECIPES[dtype].half else "fp16"
+    with pytest.raises(GraphError, match=rf"{other}: input is \('past_conv\.0', 'FLOAT(16)?', .*the contract says"):
+        check_contract(model, spec, other, "last")
