@@ -23,9 +23,12 @@ from lfm2export.passes.matching import (
     Builder,
     Firing,
     NoMatch,
+    constant_array,
     expect,
     only_user,
     operands,
+    require,
+    require_ints,
     rewrite,
     scalar,
 )
@@ -46,10 +49,16 @@ def fuse(model: ir.Model, spec: ModelSpec) -> Firing:
         scores, mask = operands(expect(softmax.inputs[0], "Add"), "Mul")
         product, scale = operands(scores, "MatMul")
         query, keys = product.inputs
-        present_key = _without_repeat(expect(keys, "Transpose").inputs[0])
+        require_ints(softmax, axis=[-1])
+        transposed = expect(keys, "Transpose")
+        require_ints(transposed, perm=[0, 1, 3, 2])
+        present_key = _without_repeat(transposed.inputs[0])
         context = only_user(softmax.outputs[0], "MatMul")
         present_value = _without_repeat(context.inputs[1])
-        merged = only_user(only_user(context.outputs[0], "Transpose").outputs[0], "Reshape")
+        require(context.inputs[0] is softmax.outputs[0], "the scores do not weigh the values")
+        by_token = only_user(context.outputs[0], "Transpose")
+        require_ints(by_token, perm=HEADS_LAST)
+        merged = only_user(by_token.outputs[0], "Reshape")
         past_key, key = _appended(present_key)
         past_value, value = _appended(present_value)
         if mask not in lengths:
@@ -76,7 +85,9 @@ def _without_repeat(value: ir.Value | None) -> ir.Value:
     """Through `repeat_kv` (Unsqueeze, Expand, Reshape), which is absent where every head has its own key."""
     producer = value.producer() if value is not None else None
     if producer is not None and producer.op_type == "Reshape":
-        value = expect(expect(producer.inputs[0], "Expand").inputs[0], "Unsqueeze").inputs[0]
+        unsqueeze = expect(expect(producer.inputs[0], "Expand").inputs[0], "Unsqueeze")
+        require(constant_array(unsqueeze.inputs[1]).tolist() == [2], "heads are tiled, expected each repeated in place")
+        value = unsqueeze.inputs[0]
     expect(value, "GatherElements")
     assert value is not None
     return value
@@ -84,7 +95,13 @@ def _without_repeat(value: ir.Value | None) -> ir.Value:
 
 def _appended(present: ir.Value) -> tuple[ir.Value, ir.Value]:
     """(past, new) of GatherElements(Concat(past, new), slots)."""
-    past, new = expect(expect(present, "GatherElements").inputs[0], "Concat").inputs
+    gather = expect(present, "GatherElements")
+    require_ints(gather, axis=[2])
+    slots = expect(expect(gather.inputs[1], "Expand").inputs[0], "Unsqueeze").inputs[0]
+    expect(expect(slots, "Unsqueeze").inputs[0], "Where")
+    both = expect(gather.inputs[0], "Concat")
+    require_ints(both, axis=[2])
+    past, new = both.inputs
     if past is None or new is None or not past.is_graph_input():
         raise NoMatch("the cache does not come from a graph input")
     return past, new
@@ -97,7 +114,12 @@ def _flat(op: Builder, heads: ir.Value | None) -> ir.Value:
 
 def _lengths(op: Builder, mask: ir.Value, mask_input: ir.Value) -> tuple[ir.Value, ir.Value]:
     """(seqlens_k int32 [B], total_sequence_length int32 scalar), from what the mask was made of."""
-    bound = expect(expect(expect(mask, "Where").inputs[0], "LessOrEqual").inputs[1], "Add")
+    choice = expect(mask, "Where")
+    hides = scalar(choice.inputs[1]) == 0 and scalar(choice.inputs[2]) < -1e9
+    require(hides, "the mask does not hide what is behind")
+    comparison = expect(choice.inputs[0], "LessOrEqual")
+    expect(expect(comparison.inputs[0], "Reshape").inputs[0], "Range")
+    bound = expect(comparison.inputs[1], "Add")
     for view in bound.inputs:
         past_count = expect(view, "Reshape").inputs[0]
         producer = past_count.producer() if past_count is not None else None

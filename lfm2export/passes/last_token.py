@@ -23,6 +23,8 @@ def expected(spec: ModelSpec) -> int:
 def fuse(model: ir.Model, spec: ModelSpec) -> Firing:
     def attempt(gather: ir.Node, op: Builder) -> None:
         final = expect(gather.inputs[0], "SkipSimplifiedLayerNormalization")
+        if final.outputs[0] is not gather.inputs[0]:
+            raise NoMatch("it does not gather the norm's result")
         middle, _ = operands(final, final.op_type)
         index = expect(expect(gather.inputs[1], "Expand").inputs[0], "Unsqueeze").outputs[0]
         place = next((i for i in (0, 1) if _projection(middle.inputs[i]) is not None), None)

@@ -173,6 +173,37 @@ def scalar(value: ir.Value | None) -> float:
     return float(array.reshape(-1)[0])
 
 
+def require(condition: bool, reason: str) -> None:
+    """Go on only if `condition` holds.
+
+    Raises:
+        NoMatch: it does not; `reason` says what is different.
+    """
+    if not condition:
+        raise NoMatch(reason)
+
+
+def require_ints(node: ir.Node, **wanted: list[int]) -> None:
+    """The node's attributes are these integers (a single integer is a list of one).
+
+    Raises:
+        NoMatch: one is absent or another.
+    """
+    for name, values in wanted.items():
+        attribute = node.attributes.get(name)
+        got = None
+        if attribute is not None:
+            got = list(attribute.as_ints()) if attribute.type == ir.AttributeType.INTS else [attribute.as_int()]
+        require(got == values, f"{name} of {node.op_type} {node.outputs[0].name} is {got}, expected {values}")
+
+
+def slice_bounds(node: ir.Node) -> tuple[int, int, int]:
+    """(start, end, axis) of a Slice with constant bounds along one axis and step 1."""
+    start, end, axis, step = (constant_array(value).reshape(-1).tolist() for value in node.inputs[1:5])
+    require(step == [1] and len(axis) == 1, f"{node.outputs[0].name} is no plain Slice of one axis")
+    return start[0], end[0], axis[0]
+
+
 def recipe_of(value: ir.Value | None) -> Recipe:
     """The recipe of a weight initializer."""
     if value is None or RECIPE not in value.meta:

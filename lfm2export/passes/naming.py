@@ -32,7 +32,8 @@ def fuse(model: ir.Model, spec: ModelSpec) -> Firing:
         node.name = _unique(f"/{_path(node)}/{node.op_type}".replace("//", "/"), seen)
         for number, value in enumerate(node.outputs):
             if not value.is_graph_output():
-                value.name = f"{node.name}_output_{number}" if value.uses() else ""
+                # Optional outputs that a pass left out are unnamed already; any other is computed and must have a name.
+                value.name = "" if value.name == "" else f"{node.name}_output_{number}"
                 value.shape, value.type = None, None
         node.metadata_props.clear()
         node.doc_string = None

@@ -46,7 +46,7 @@ def fuse(model: ir.Model, spec: ModelSpec) -> Firing:
         if x not in normalized.inputs:
             raise NoMatch("what is scaled is not what was measured")
         scaled = only_user(normalized.outputs[0], "Mul")
-        weight = next(value for value in scaled.inputs if value is not normalized.outputs[0])
+        weight = next((value for value in scaled.inputs if value is not normalized.outputs[0]), None)
         recipe_of(weight)
         y = op("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=scalar(epsilon), stash_type=1)
         op.replace(scaled.outputs[0], y)
