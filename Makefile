@@ -11,7 +11,7 @@ DEMO := demo/LFM2-shipped-ONNX
 demo: setup
 	$(BIN)/lfm2-export build --dtype q4 --force -o $(DEMO)
 	$(BIN)/lfm2-export generate $(DEMO) -p "What is the capital of France?" --greedy --max-new-tokens 64
-	$(BIN)/lfm2-export generate $(DEMO) --raw -p "The os module provides" --greedy --max-new-tokens 64
+	$(BIN)/lfm2-export generate $(DEMO) --raw -p "The os module provides" --seed 1 --max-new-tokens 64
 
 test: setup-dev
 	$(BIN)/python -m pytest
