@@ -42,6 +42,9 @@ _LEVELS = {
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
 
+#: Where a session made of bytes finds its external data.
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+
 _NUMPY_TYPES = {"tensor(int64)": "int64", "tensor(float)": "float32", "tensor(float16)": "float16"}
 
 
@@ -65,6 +68,7 @@ class OnnxModel:
         folder: the artifact: config.json, and the model files in onnx/.
         dtype: fp32, fp16, q8, q4 or q4f16; None takes the first that is there of `artifact.PREFERENCE`.
         file: an ONNX file to use instead of the folder's own, such as an altered copy.
+        graph: the bytes of an altered graph to run in place of the file's; its weights are in the file's data.
         threads: intra-op threads; None leaves the choice to the runtime.
         optimization: the runtime's graph optimizations: "all", "basic" or "none". Not "none" for q4 and q8: where the
             Cast of their scales is not folded, MatMulNBits at accuracy_level 4 gives zeros (measured with 1.32).
@@ -81,6 +85,7 @@ class OnnxModel:
         dtype: str | None = None,
         *,
         file: Path | None = None,
+        graph: bytes | None = None,
         threads: int | None = None,
         optimization: Optimization = "all",
         providers: Sequence[str] = ("CPUExecutionProvider",),
@@ -88,10 +93,10 @@ class OnnxModel:
         folder = Path(folder)
         self.path = file if file is not None else find_model(folder, dtype)
         self.dtype = next((name for name, known in MODEL_FILES.items() if known == self.path.name), None)
-        if optimization == "none" and self.dtype in ("q4", "q8"):
+        if optimization == "none" and graph is None and self.dtype in ("q4", "q8"):
             raise ArtifactError(f"{self.path.name} computes zeros without constant folding; use basic optimization")
         self.spec: ModelSpec = parse_spec(read_config(folder))
-        self.session = _open_session(self.path, threads, optimization, providers)
+        self.session = _open_session(self.path, graph, threads, optimization, providers)
         self.logits_mode: LogitsMode = _logits_mode(self.session)
         held = [value.type for value in self.session.get_inputs() if value.type == "tensor(float16)"]
         self.cache_dtype: contract.CacheDtype = "float16" if held else "float32"
@@ -293,7 +298,7 @@ def interface_faults(session: ort.InferenceSession, wanted: contract.Contract) -
 
 
 def _open_session(
-    path: Path, threads: int | None, optimization: Optimization, providers: Sequence[str]
+    path: Path, graph: bytes | None, threads: int | None, optimization: Optimization, providers: Sequence[str]
 ) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -302,8 +307,9 @@ def _open_session(
     options.graph_optimization_level = _LEVELS[optimization]
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist; give an ONNX file")
+    options.add_session_config_entry(_DATA_FOLDER, str(path.parent))
     try:
-        return ort.InferenceSession(str(path), options, providers=list(providers))
+        return ort.InferenceSession(graph if graph is not None else str(path), options, providers=list(providers))
     except Exception as error:  # onnxruntime's own exception classes share no base below Exception
         reason = " ".join(str(error).split())[:300]
         raise ArtifactError(

@@ -7,6 +7,8 @@ of :data:`~lfm2export.reference.run.PIECE` tokens on the cache, so that eager's 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 Mode = Literal["auto", "memory", "stream"]
 
-__all__ = ["Mode", "Override", "Run", "Trace", "chosen_mode", "load_reference"]
+__all__ = ["Mode", "Override", "Run", "Trace", "chosen_mode", "load_reference", "torch_threads"]
 
 #: The share of free memory that the in-memory model may take: the artifact and its user need room as well.
 SHARE = 0.25
@@ -64,3 +66,17 @@ def load_reference(
     from lfm2export.reference.stream import StreamReference
 
     return StreamReference(weights)
+
+
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """PyTorch on `count` threads for a while; None leaves it as it is. Small matrices only lose by threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

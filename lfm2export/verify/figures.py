@@ -83,13 +83,14 @@ class StepPoint:
 class CacheSeries:
     """One cache tensor over all steps: the largest difference at each entry of `StepsMeasure.points`, same order.
 
-    scale: the reference's largest magnitude over all steps.
+    scales: the reference's largest magnitude at each; scale: the largest of all.
     """
 
     tensor: str
     layer: int
     kind: str
     max_abs: tuple[float, ...]
+    scales: tuple[float, ...]
     scale: float | None
 
 
@@ -98,6 +99,8 @@ class StepsMeasure:
     """Teacher-forced steps. weights: what the reference computed with, "source" or "file" (the file's own weights).
 
     max_abs_logits, max_abs_caches: the worst of all. mean_kld: over all steps. same_top: share of steps, 0 to 1.
+    own_logits: of a file as shipped, how far its logits are at most from those of PyTorch on the file's own weights, as
+    a share of their magnitude: what rounding of activations does. None where that is the comparison anyway.
     """
 
     form: Form
@@ -108,6 +111,7 @@ class StepsMeasure:
     max_abs_caches: float | None
     mean_kld: float | None
     same_top: float | None
+    own_logits: float | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,8 @@ class RouteMeasure:
     """The same result by another route. route: such as "3 chunks", "left padding", "4096 tokens at once".
 
     against: what it was compared with. tokens: how many were fed. max_abs_logits and max_abs_caches over all its steps;
-    worst_cache: the tensor of the latter. None where there was nothing to compare.
+    worst_cache: the tensor of the latter. None where there was nothing to compare. limit_*: what was allowed there.
+    first: where something was beyond its limit first.
     """
 
     check: CheckName
@@ -128,6 +133,7 @@ class RouteMeasure:
     worst_cache: str | None
     limit_logits: float
     limit_caches: float
+    first: str | None
     verdict: Verdict
 
 
@@ -201,20 +207,20 @@ class Against:
 
 @dataclass(frozen=True)
 class Tolerances:
-    """The limits that one dtype was judged by (`verify.tolerances`).
+    """The limits that one dtype was judged by (`verify.tolerances`). None: not judged.
 
-    arithmetic_*: the exact copy against PyTorch on the same weights. file_*: the file as shipped against the source.
-    route_*: the file as shipped by other routes. near_tie: greatest gap of a greedy difference that rounding explains.
-    None: not judged.
+    Differences of logits and caches are limited as shares of the reference's largest magnitude there, where that is
+    above 1, for so does rounding grow. exact_*: the exact copy against PyTorch on the same weights, and against itself
+    by other routes. own_logits: the file as shipped against PyTorch on the file's own weights. route_*: the file as
+    shipped against itself by other routes. file_kld, text_kld: mean KLD to the source in nats, over steps and over
+    text. near_tie: the greatest gap of a greedy difference that rounding explains, in logits.
     """
 
-    arithmetic_logits: float
-    arithmetic_caches: float
-    long_logits: float
-    long_caches: float
-    file_logits: float | None
-    file_kld: float | None
-    text_kld: float | None
+    exact_logits: float
+    exact_caches: float
+    own_logits: float | None
     route_logits: float
     route_caches: float
+    file_kld: float
+    text_kld: float
     near_tie: float

@@ -1,0 +1,266 @@
+"""All checks of one model file, in stages that hold one large thing at a time: the reference on the file's own weights,
+then the exact copy, then the file as shipped, then its copy for text.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from lfm2export.errors import StepError
+from lfm2export.generation.text import ChatTokenizer
+from lfm2export.progress import Progress
+from lfm2export.reference import load_reference
+from lfm2export.runtime import OnnxModel
+from lfm2export.verify import judge, routes, text, variants
+from lfm2export.verify.expected import Expected, ExpectedChunk, ExpectedLong, expect
+from lfm2export.verify.figures import Against, CheckName, Form, StepsMeasure, TextMeasures, Tolerances
+from lfm2export.verify.greedy import greedy_answers, measure_greedy
+from lfm2export.verify.results import Check, FileResult
+from lfm2export.verify.source import Source
+from lfm2export.verify.steps import measure_steps
+from lfm2export.verify.stored import StoredWeights, read_stored
+from lfm2export.verify.tolerances import TOLERANCES
+from lfm2export.verify.weights import measure_weights
+
+if TYPE_CHECKING:
+    from lfm2export.verify.expected import Reference
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every file is measured on. long, text: None where they are left out, and `why` says so."""
+
+    folder: Path
+    source: Source
+    reference: Reference
+    tokenizer: ChatTokenizer | None
+    expected: Sequence[Expected]
+    own_answers: bool
+    expected_long: ExpectedLong | None
+    long: tuple[int, ...] | None
+    text: Sequence[ExpectedChunk] | None
+    why_no_text: str
+    greedy: int
+    eos_ids: Collection[int]
+    threads: int | None
+
+
+@dataclass
+class Gathered:
+    """What has been found so far of one file."""
+
+    checks: dict[CheckName, Check] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
+    routes: list[Any] = field(default_factory=list)
+    spent: dict[CheckName, float] = field(default_factory=dict)
+
+    def measure(self, name: CheckName, compute: Callable[[], Check | None]) -> None:
+        """Run one check, or part of one; a file that does not compute has failed it."""
+        begin = time.perf_counter()
+        try:
+            check = compute()
+        except StepError as error:
+            check = judge.broken(name, error, 0.0)
+        self.spent[name] = self.spent.get(name, 0.0) + time.perf_counter() - begin
+        known = self.checks.get(name)
+        if check is not None and (known is None or not known.failures):
+            self.checks[name] = check
+
+
+class FileChecks:
+    """One file under one plan."""
+
+    def __init__(self, plan: Plan, dtype: str, path: Path, progress: Progress) -> None:
+        self.plan, self.dtype, self.path = plan, dtype, path
+        self.limits: Tolerances = TOLERANCES[dtype]
+        self.model = variants.read_model(path)
+        self.exact = variants.is_exact(self.model)
+        self.spec = plan.source.checkpoint.spec
+        self.names = [entry.prompt.name for entry in plan.expected]
+        self.found = Gathered()
+        self.progress: Progress = lambda stage, done, total, unit: progress(f"{dtype}: {stage}", done, total, unit)
+
+    def run(self, against: dict[str, list[TextMeasures]] | None = None, other: str = "") -> FileResult:
+        """Every check. `against`: another artifact's text measures by dtype, and `other` its name."""
+        begin = time.perf_counter()
+        stored = read_stored(self.model, self.path.parent, self.spec)
+        self.found.measure(CheckName.WEIGHTS, lambda: self._weights(stored))
+        own = None if self.exact else self._own(stored)
+        logits_mode = self._sessions(own)
+        if self.plan.text is not None:
+            self.found.measure(CheckName.TEXT, self._text)
+        else:
+            self.found.checks[CheckName.TEXT] = judge.not_measured(CheckName.TEXT, self.plan.why_no_text)
+        order = [name for name in CheckName if name in self.found.checks]
+        checks = [replace(self.found.checks[name], seconds=self.found.spent.get(name, 0.0)) for name in order]
+        size, data = _sizes(self.path, self.model)
+        figures = self.found.figures
+        return FileResult(
+            dtype=self.dtype,
+            file=self.path.name,
+            bytes=size + data,
+            bits_per_weight=8 * data / self.spec.num_parameters if data else None,
+            logits_mode=logits_mode,
+            tolerances=self.limits,
+            checks=tuple(checks),
+            weights=figures.get("weights"),
+            arithmetic=figures.get("arithmetic"),
+            steps=figures.get("steps"),
+            routes=tuple(self.found.routes),
+            greedy=figures.get("greedy"),
+            text=figures.get("text"),
+            against=_compared(figures.get("text"), against, self.dtype, other),
+            seconds=time.perf_counter() - begin,
+        )
+
+    def _weights(self, stored: StoredWeights) -> Check:
+        if not stored.weights:
+            return judge.not_measured(CheckName.WEIGHTS, "the names of the file's weights do not say what they are of")
+        found = measure_weights(stored, self.plan.source.checkpoint, self.progress)
+        self.found.figures["weights"] = found
+        return judge.judge_weights(found, stored.missing, 0.0)
+
+    def _own(self, stored: StoredWeights) -> tuple[list[Expected], ExpectedLong | None] | None:
+        """What PyTorch gives on the file's own weights, where they are known."""
+        half = not stored.weights and self.dtype == "fp16"
+        if stored.missing and not half:
+            why = f"which weights of the file are {stored.missing[0]} is unknown, so there is nothing to compare with"
+            self.found.checks[CheckName.ARITHMETIC] = judge.not_measured(CheckName.ARITHMETIC, why)
+            return None
+        override = None if half else stored.override
+        reference = load_reference(
+            self.plan.source.checkpoint.folder, self.plan.reference.mode, override=override, half=half
+        )
+        prompts, answers = zip(*((entry.prompt, entry.answer) for entry in self.plan.expected), strict=True)
+        return expect(reference, prompts, answers, self.plan.long, self.progress)
+
+    def _sessions(self, own: tuple[list[Expected], ExpectedLong | None] | None) -> str:
+        """The exact copy, if the file is not its own, then the file as shipped; its logits mode."""
+        if not self.exact:
+            graph = variants.exact_copy(self.model).SerializeToString()
+            exact = self._open(graph, "none")
+            if own is not None:
+                self.found.measure(CheckName.ARITHMETIC, lambda: self._arithmetic(exact, own[0]))
+            self._routes(exact, Form.EXACT, own[1] if own is not None else None)
+            del exact
+        model = self._open(None, "all")
+        self.found.measure(CheckName.FILE, lambda: self._file(model, own[0] if own is not None else None))
+        self._routes(model, Form.SHIPPED, self.plan.expected_long if self.exact else None)
+        self.found.measure(CheckName.GREEDY, lambda: self._greedy(model))
+        return model.logits_mode
+
+    def _arithmetic(self, exact: OnnxModel, own: Sequence[Expected]) -> Check:
+        found = measure_steps(exact, own, Form.EXACT, "file", self.progress)
+        self.found.figures["arithmetic"] = found
+        return judge.judge_arithmetic(found, self.names, self.limits, 0.0)
+
+    def _file(self, model: OnnxModel, own: Sequence[Expected] | None) -> Check:
+        found = measure_steps(model, self.plan.expected, Form.SHIPPED, "source", self.progress)
+        if own is not None:
+            found = replace(found, own_logits=_share(measure_steps(model, own, Form.SHIPPED, "file")))
+        self.found.figures["steps"] = found
+        return judge.judge_file(found, self.names, self.limits, 0.0)
+
+    def _routes(self, model: OnnxModel, form: Form, long: ExpectedLong | None) -> None:
+        """Chunks, padding, turns, long; each check holds the routes of both forms."""
+        exact = form is Form.EXACT or self.exact
+        limits = self.limits
+        given = (limits.exact_logits, limits.exact_caches) if exact else (limits.route_logits, limits.route_caches)
+        feed = routes.Routes(model, form, *given)
+        first, second = self.plan.expected[0], self.plan.expected[1 % len(self.plan.expected)]
+        tokens = [*first.prompt.tokens, *first.answer]
+        rows = routes.uneven_rows([entry.prompt for entry in self.plan.expected])
+        self._route(CheckName.CHUNKS, lambda: feed.chunks(tokens))
+        self._route(CheckName.PADDING, lambda: feed.padding(rows))
+        self._route(CheckName.TURNS, lambda: [feed.turns(first.prompt.tokens, first.answer, second.prompt.tokens)])
+        whole = self.plan.long
+        if long is not None:
+            self._route(CheckName.LONG, lambda: [feed.long_reference(long)])
+        if whole is not None and form is Form.SHIPPED:
+            self._route(CheckName.LONG, lambda: [feed.long_chunks(whole)])
+        if whole is None:
+            self.found.checks[CheckName.LONG] = judge.not_measured(CheckName.LONG, "left out of the quick form")
+
+    def _route(self, name: CheckName, feed: Callable[[], list[Any]]) -> None:
+        def compute() -> Check:
+            self.progress(name.value, 0, None, "routes")
+            self.found.routes += feed()
+            return judge.judge_routes(name, [route for route in self.found.routes if route.check is name], 0.0)
+
+        self.found.measure(name, compute)
+
+    def _greedy(self, model: OnnxModel) -> Check:
+        prompts = [entry.prompt for entry in self.plan.expected]
+        answers = greedy_answers(model, prompts, self.plan.greedy, self.plan.eos_ids, self.progress)
+        found = measure_greedy(
+            self.plan.reference,
+            self.plan.expected,
+            answers,
+            self.limits.near_tie,
+            self.plan.tokenizer,
+            self.plan.own_answers,
+            self.progress,
+        )
+        self.found.figures["greedy"] = found
+        return judge.judge_greedy(found, self.names, self.limits.near_tie, 0.0)
+
+    def _text(self) -> Check:
+        assert self.plan.text is not None
+        found = text_measures(self.plan.folder, self.path, self.plan.text, self.plan.threads, self.progress)
+        self.found.figures["text"] = tuple(found)
+        return judge.judge_text(found, self.limits.text_kld, 0.0)
+
+    def _open(self, graph: bytes | None, optimization: Any) -> OnnxModel:
+        return OnnxModel(
+            self.plan.folder,
+            self.dtype,
+            file=self.path,
+            graph=graph,
+            threads=self.plan.threads,
+            optimization=optimization,
+        )
+
+
+def text_measures(
+    folder: Path, path: Path, chunks: Sequence[ExpectedChunk], threads: int | None, progress: Progress
+) -> list[TextMeasures]:
+    """By prefill, where every position's logits can be had, and by decode; one session at a time."""
+    found = []
+    every = variants.all_positions(variants.read_model(path))
+    if every is not None:
+        model = OnnxModel(folder, file=path, graph=every.SerializeToString(), threads=threads)
+        found.append(text.measure_text(text.by_prefill(model), chunks, "prefill", progress))
+        del model
+    model = OnnxModel(folder, file=path, threads=threads)
+    return [*found, text.measure_text(text.by_decode(model), chunks, "decode", progress)]
+
+
+def _compared(
+    mine: Sequence[TextMeasures] | None, against: dict[str, list[TextMeasures]] | None, dtype: str, other: str
+) -> tuple[Against, ...] | None:
+    """Beside the other artifact's file of the same dtype, else beside its first."""
+    if not mine or not against:
+        return None
+    chosen = dtype if dtype in against else next(iter(against))
+    pairs = [(a, b) for a in mine for b in against[chosen] if a.route == b.route]
+    return tuple(text.compare_text(a, b, other, chosen) for a, b in pairs)
+
+
+def _share(found: StepsMeasure) -> float:
+    """The largest difference of logits as a share of their magnitude."""
+    return max(p.logits.max_abs if p.logits.max_rel is None else p.logits.max_rel for p in found.points)
+
+
+def _sizes(path: Path, model: onnx.ModelProto) -> tuple[int, int]:
+    """Bytes of the graph file, and of its data files."""
+    entries = (entry for tensor in model.graph.initializer for entry in tensor.external_data)
+    names = {Path(entry.value).name for entry in entries if entry.key == "location"}
+    data = [path.parent / name for name in names]
+    return path.stat().st_size, int(np.sum([file.stat().st_size for file in data if file.is_file()], dtype=np.int64))

@@ -1,0 +1,149 @@
+"""From figures to verdicts: each function holds one check's figures against the table and says it in one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from lfm2export.verify.figures import (
+    CheckName,
+    Form,
+    GreedyMeasure,
+    RouteMeasure,
+    StepsMeasure,
+    TextMeasures,
+    Tolerances,
+    Verdict,
+    WeightMeasure,
+)
+from lfm2export.verify.results import Check, Failure
+from lfm2export.verify.steps import first_failure
+
+_LAYER = re.compile(r"layers\.(\d+)\.|present(?:_conv)?\.(\d+)")
+
+
+def judged(name: CheckName, summary: str, failures: Sequence[Failure | None], seconds: float) -> Check:
+    """A check that was made."""
+    found = tuple(failure for failure in failures if failure is not None)
+    return Check(name, Verdict.FAILED if found else Verdict.PASSED, summary, found, seconds)
+
+
+def not_measured(name: CheckName, why: str) -> Check:
+    return Check(name, Verdict.NOT_MEASURED, why, (), 0.0)
+
+
+def broken(name: CheckName, error: Exception, seconds: float) -> Check:
+    """The file does not compute at all."""
+    return judged(name, "the runtime failed", [Failure(name, str(error))], seconds)
+
+
+def judge_weights(found: Sequence[WeightMeasure], missing: Sequence[str], seconds: float) -> Check:
+    """No wrong value and no block above plain rounding's error; every tensor of the source is held."""
+    name = CheckName.WEIGHTS
+    failures = []
+    for measure in found:
+        if not measure.wrong and not measure.worse:
+            continue
+        what = (
+            "codes are not the nearest of their block's grid" if measure.block_size else "values are not the source's"
+        )
+        worse = f", {measure.worse} blocks are worse than plain rounding" if measure.worse else ""
+        message = f"{measure.initializer}: {measure.wrong:,} {what}{worse}, first {measure.first}"
+        layer = layer_of(measure.initializer)
+        failures.append(Failure(name, message, None, None, measure.initializer, layer, float(measure.wrong), 0.0))
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        failures.append(Failure(name, f"no weight of the file holds {missing[0]}{more}", tensor=missing[0]))
+    worst = max((measure.error for measure in found if measure.error is not None), default=0.0)
+    return judged(name, f"{len(found)} weights, at most {worst:.2g} of their own size off", failures, seconds)
+
+
+def judge_arithmetic(found: StepsMeasure, names: Sequence[str], limits: Tolerances, seconds: float) -> Check:
+    """The exact copy against PyTorch on the same weights."""
+    failure = first_failure(CheckName.ARITHMETIC, found, names, limits.exact_logits, limits.exact_caches)
+    summary = f"logits within {found.max_abs_logits:.2g}, caches within {found.max_abs_caches:.2g} over {_steps(found)}"
+    return judged(CheckName.ARITHMETIC, summary, [failure], seconds)
+
+
+def judge_file(found: StepsMeasure, names: Sequence[str], limits: Tolerances, seconds: float) -> Check:
+    """The file as shipped against the source, and what its rounding of activations does."""
+    name, failures = CheckName.FILE, []
+    if limits.own_logits is None:
+        failures.append(first_failure(name, found, names, limits.exact_logits, limits.exact_caches))
+    elif found.own_logits is not None and not found.own_logits <= limits.own_logits:
+        message = (
+            f"logits are off by {found.own_logits:.2g} of their magnitude from PyTorch on the file's own weights, "
+            f"expected at most {limits.own_logits:.2g}: more than rounding of activations explains"
+        )
+        failures.append(Failure(name, message, got=found.own_logits, limit=limits.own_logits))
+    if found.mean_kld is None or not found.mean_kld <= limits.file_kld:
+        got = found.mean_kld if found.mean_kld is not None else float("inf")
+        worst = max(found.points, key=lambda point: point.logits.kld if point.logits.kld is not None else float("inf"))
+        message = (
+            f"mean KLD over {_steps(found)} is {got:.3g}, expected at most {limits.file_kld:.2g}; the worst is at "
+            f"prompt {worst.prompt} ({names[worst.prompt]!r}), step {worst.step}"
+        )
+        failures.append(Failure(name, message, worst.prompt, worst.step, got=got, limit=limits.file_kld))
+    kld = "unmeasured" if found.mean_kld is None else f"{found.mean_kld:.2g}"
+    summary = f"KLD {kld}, same top token in {100 * (found.same_top or 0):.1f} % of {_steps(found)}"
+    return judged(name, summary, failures, seconds)
+
+
+def judge_routes(name: CheckName, found: Sequence[RouteMeasure], seconds: float) -> Check:
+    """Every route of one check, in every form."""
+    failures = []
+    for route in found:
+        if route.first is not None:
+            form = "" if route.form is Form.SHIPPED else " (copy in float32)"
+            message = f"{route.route}{form} is not {route.against}: {route.first}"
+            tensor, _, _ = route.first.partition(" ")
+            failures.append(Failure(name, message, tensor=tensor, layer=layer_of(tensor)))
+    worst = max((route.max_abs_logits or 0.0 for route in found), default=0.0)
+    routes = ", ".join(dict.fromkeys(route.route for route in found))
+    return judged(name, f"{routes}: logits within {worst:.2g}", failures, seconds)
+
+
+def judge_greedy(found: Sequence[GreedyMeasure], names: Sequence[str], near_tie: float, seconds: float) -> Check:
+    """All tokens equal, or parted at a near tie."""
+    name, failures = CheckName.GREEDY, []
+    for measure in found:
+        parted = measure.difference
+        if parted is None or parted.near_tie:
+            continue
+        shown = f": {parted.ours!r} for {parted.theirs!r}" if parted.ours is not None else ""
+        message = (
+            f"prompt {measure.prompt} ({names[measure.prompt]!r}) parts from the reference at token "
+            f"{parted.step}{shown}; the reference prefers its own by {parted.gap:.3g}, a near tie by {near_tie:.2g} at most"
+        )
+        failures.append(Failure(name, message, measure.prompt, parted.step, got=parted.gap, limit=near_tie))
+    equal = sum(measure.difference is None for measure in found)
+    ties = sum(measure.difference is not None and measure.difference.near_tie for measure in found)
+    summary = f"{equal} of {len(found)} answers equal the reference's" + (
+        f", {ties} part at a near tie" if ties else ""
+    )
+    return judged(name, summary, failures, seconds)
+
+
+def judge_text(found: Sequence[TextMeasures], limit: float, seconds: float) -> Check:
+    """Mean KLD by each route."""
+    name, failures, parts = CheckName.TEXT, [], []
+    for text in found:
+        got = text.kld.mean if text.kld.mean is not None else float("inf")
+        if not got <= limit:
+            message = f"mean KLD over text by {text.route} is {got:.3g}, expected at most {limit:.2g}"
+            failures.append(Failure(name, message, got=got, limit=limit))
+        error = f" ± {text.kld.standard_error:.2g}" if text.kld.standard_error is not None else ""
+        parts.append(f"by {text.route} KLD {got:.2g}{error}, same top {100 * text.same_top:.1f} %, "
+                     f"perplexity {text.perplexity:.3f} for {text.reference_perplexity:.3f}")  # fmt: skip
+    return judged(name, "; ".join(parts), failures, seconds)
+
+
+def layer_of(name: str) -> int | None:
+    """The layer that an initializer or cache belongs to."""
+    found = _LAYER.search(name)
+    return int(found.group(1) or found.group(2)) if found else None
+
+
+def _steps(found: StepsMeasure) -> str:
+    prompts = len({point.prompt for point in found.points})
+    return f"{len(found.points)} steps of {prompts} prompts"

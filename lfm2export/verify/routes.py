@@ -1,0 +1,216 @@
+"""The same result by other routes: chunks, padded rows, a second turn on a kept cache, a long prompt.
+
+The file is compared with itself (and a long prompt with the reference), so no route hides behind quantization. In
+float32 the routes differ by rounding alone; a file as shipped rounds its activations too, to 8 bits or to float16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lfm2export import contract, measures
+from lfm2export.runtime import OnnxModel
+from lfm2export.steps import Logits, Mask, next_token_logits, row_lengths
+from lfm2export.verify.expected import ExpectedLong
+from lfm2export.verify.figures import CheckName, Form, RouteMeasure, Verdict
+from lfm2export.verify.prompts import Prompt
+from lfm2export.verify.steps import allowed
+
+Caches = tuple[NDArray[Any], ...]
+
+#: Tokens of each padded row's answer.
+ANSWER = 4
+
+#: A long prompt is also fed in chunks of this many tokens.
+LONG_CHUNK = 1024
+
+
+@dataclass
+class Worst:
+    """The largest differences met on one route. first: what is beyond its limit first; place: where we are."""
+
+    limit_logits: float
+    limit_caches: float
+    logits: float | None = None
+    caches: float | None = None
+    cache: str | None = None
+    allowed_logits: float = 0.0
+    allowed_caches: float = 0.0
+    place: str = "at the end"
+    first: str | None = None
+
+    def add_logits(self, wanted: NDArray[Any], got: NDArray[Any]) -> None:
+        """Logits of any equal shape."""
+        found = measures.compare_cache(wanted, got)
+        assert found.max_abs is not None
+        limit = allowed(self.limit_logits, found.scale)
+        self._judge(contract.LOGITS, found.max_abs, limit)
+        if self.logits is None or found.max_abs > self.logits:
+            self.logits, self.allowed_logits = found.max_abs, limit
+
+    def add_cache(self, name: str, wanted: NDArray[Any], *candidates: NDArray[Any]) -> None:
+        """The candidate that is nearest to what was wanted counts: a row's slots may lie in front or under its mask."""
+        found = min((measures.compare_cache(wanted, got) for got in candidates), key=lambda m: m.max_abs or 0.0)
+        if found.max_abs is None:
+            return
+        limit = allowed(self.limit_caches, found.scale)
+        self._judge(name, found.max_abs, limit)
+        if self.caches is None or found.max_abs > self.caches:
+            self.caches, self.allowed_caches, self.cache = found.max_abs, limit, name
+
+    def _judge(self, name: str, got: float, limit: float) -> None:
+        if not got <= limit and self.first is None:
+            self.first = f"{name} is off by {got:.3g}, expected at most {limit:.2g}, {self.place}"
+
+
+class Routes:
+    """All routes of one file in one form; each gives one measure or several."""
+
+    def __init__(self, model: OnnxModel, form: Form, limit_logits: float, limit_caches: float) -> None:
+        self.model, self.form = model, form
+        self.limits = (limit_logits, limit_caches)
+        self.names = [cache.present.name for cache in contract.caches(model.spec, model.cache_dtype)]
+
+    def chunks(self, tokens: Sequence[int]) -> list[RouteMeasure]:
+        """Whole = in chunks = token by token."""
+        whole, kept = self._fed([tokens])
+        sizes: dict[str, list[Sequence[int]]] = {
+            "3 chunks": _cut(tokens, 3),
+            "token by token": [[token] for token in tokens],
+        }
+        found = []
+        for route, parts in sizes.items():
+            worst = Worst(*self.limits)
+            logits, caches = self._fed(parts)
+            self._caches(worst, kept, caches)
+            worst.add_logits(whole, logits)
+            found.append(self._measure(CheckName.CHUNKS, route, "all at once", len(tokens), worst))
+        return found
+
+    def turns(self, first: Sequence[int], answer: Sequence[int], second: Sequence[int]) -> RouteMeasure:
+        """A second turn on the cache that the first one left = the whole conversation at once."""
+        tokens = [*first, *answer, *second]
+        whole, kept = self._fed([tokens])
+        worst = Worst(*self.limits)
+        logits, caches = self._fed([first, *([token] for token in answer), second])
+        self._caches(worst, kept, caches)
+        worst.add_logits(whole, logits)
+        return self._measure(CheckName.TURNS, "second turn on a kept cache", "all at once", len(tokens), worst)
+
+    def padding(self, rows: Sequence[Sequence[int]]) -> list[RouteMeasure]:
+        """Rows of unequal length, padded left, right, and on either side by turns = the same rows alone."""
+        answers = np.array([[(7 * step + 3 * row + 5) % self.model.spec.vocab_size for step in range(ANSWER)]
+                            for row in range(len(rows))])  # fmt: skip
+        alone = [self._steps([list(row)], [np.ones((1, len(row)), np.int64)], answers[[index]])
+                 for index, row in enumerate(rows)]  # fmt: skip
+        found = []
+        for route, sides in (("left", "L"), ("right", "R"), ("mixed", "LR")):
+            ids, mask = padded(rows, sides)
+            worst = Worst(*self.limits)
+            for step, (logits, caches, held) in enumerate(self._steps(ids.tolist(), [mask], answers)):
+                for row in range(len(rows)):
+                    wanted, own, _ = alone[row][step]
+                    worst.place = f"in row {row} ({len(rows[row])} tokens) at step {step}"
+                    length = int(held[row].sum())
+                    for name, theirs, mine in zip(self.names, own, caches, strict=True):
+                        if mine.ndim == 3:
+                            worst.add_cache(name, theirs[0], mine[row])
+                        else:
+                            worst.add_cache(name, theirs[0], mine[row, :, :length], mine[row][:, held[row] == 1])
+                    worst.add_logits(wanted[0], logits[row])
+            tokens = sum(len(row) + ANSWER for row in rows)
+            found.append(self._measure(CheckName.PADDING, f"{route} padding", "each row alone", tokens, worst))
+        return found
+
+    def long_reference(self, expected: ExpectedLong) -> RouteMeasure:
+        """A long prompt at once = PyTorch."""
+        logits, caches = self._fed([expected.tokens])
+        worst = Worst(*self.limits)
+        self._caches(worst, expected.trace.caches(len(expected.tokens)), caches)
+        worst.add_logits(expected.logits, logits)
+        count = len(expected.tokens)
+        return self._measure(CheckName.LONG, f"{count:,} tokens at once", "PyTorch", count, worst)
+
+    def long_chunks(self, tokens: Sequence[int]) -> RouteMeasure:
+        """A long prompt in chunks, and its last 8 tokens one by one = at once."""
+        whole, kept = self._fed([tokens])
+        worst = Worst(*self.limits)
+        body = list(tokens[:-8])
+        parts = [body[start : start + LONG_CHUNK] for start in range(0, len(body), LONG_CHUNK)]
+        logits, caches = self._fed([*parts, *([token] for token in tokens[-8:])])
+        self._caches(worst, kept, caches)
+        worst.add_logits(whole, logits)
+        return self._measure(
+            CheckName.LONG, f"{len(tokens):,} tokens in chunks of {LONG_CHUNK}", "all at once", len(tokens), worst
+        )
+
+    def _fed(self, parts: Iterable[Sequence[int]]) -> tuple[NDArray[Any], Caches]:
+        """Logits [V] after the last part, and the caches."""
+        state = self.model.new_state(1)
+        for part in parts:
+            if len(part):
+                logits, state = self.model.step(np.array([part], np.int64), state)
+        return next_token_logits(logits)[0], self.model.read_caches(state)
+
+    def _steps(
+        self, ids: list[list[int]], masks: list[Mask], answers: NDArray[np.int64]
+    ) -> list[tuple[Logits, Caches, Mask]]:
+        """(logits [B, V], caches, mask [B, T]) after the prompt and after each answer token."""
+        state = self.model.new_state(len(ids))
+        logits, state = self.model.step(np.array(ids, np.int64), state, masks[0])
+        found = [(next_token_logits(logits, masks[0]), self.model.read_caches(state), state.mask)]
+        for step in range(answers.shape[1]):
+            logits, state = self.model.step(answers[:, step : step + 1], state)
+            found.append((next_token_logits(logits), self.model.read_caches(state), state.mask))
+        return found
+
+    def _caches(self, worst: Worst, wanted: Caches, got: Caches) -> None:
+        for name, theirs, mine in zip(self.names, wanted, got, strict=True):
+            worst.add_cache(name, theirs, mine)
+
+    def _measure(self, check: CheckName, route: str, against: str, tokens: int, worst: Worst) -> RouteMeasure:
+        return RouteMeasure(
+            check=check,
+            form=self.form,
+            route=route,
+            against=against,
+            tokens=tokens,
+            max_abs_logits=worst.logits,
+            max_abs_caches=worst.caches,
+            worst_cache=worst.cache,
+            limit_logits=worst.allowed_logits,
+            limit_caches=worst.allowed_caches,
+            first=worst.first,
+            verdict=Verdict.FAILED if worst.first is not None else Verdict.PASSED,
+        )
+
+
+def padded(rows: Sequence[Sequence[int]], sides: str) -> tuple[NDArray[np.int64], Mask]:
+    """(ids, mask), both [B, S]; `sides` are taken by the rows in turn: L pads on the left, R on the right."""
+    width = max(map(len, rows))
+    ids, mask = np.zeros((len(rows), width), np.int64), np.zeros((len(rows), width), np.int64)
+    for row, tokens in enumerate(rows):
+        place = slice(0, len(tokens)) if sides[row % len(sides)] == "R" else slice(width - len(tokens), width)
+        ids[row, place], mask[row, place] = tokens, 1
+    assert (row_lengths(mask) > 0).all()
+    return ids, mask
+
+
+def uneven_rows(prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
+    """Three rows of different lengths made of the prompts."""
+    longest = sorted((prompt.tokens for prompt in prompts), key=len)[-1]
+    wanted = (max(1, len(longest) // 4), len(longest), max(1, 2 * len(longest) // 3))
+    sources = [prompts[index % len(prompts)].tokens for index in range(3)]
+    return [(*longest, *source)[-size:] for size, source in zip(wanted, sources, strict=True)]
+
+
+def _cut(tokens: Sequence[int], count: int) -> list[Sequence[int]]:
+    """`count` parts of unequal length."""
+    cuts = [round(len(tokens) * (index / count) ** 1.5) for index in range(count + 1)]
+    return [tokens[start:stop] for start, stop in pairwise(cuts)]

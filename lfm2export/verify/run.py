@@ -1,0 +1,216 @@
+"""`verify_artifact`: every check of every file of a folder, beside PyTorch on the checkpoint it was made from."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lfm2export
+from lfm2export.artifact import available_models, find_model
+from lfm2export.errors import ArtifactError, Lfm2ExportError
+from lfm2export.generation.defaults import read_defaults
+from lfm2export.progress import Progress, silent
+from lfm2export.reference import Mode, chosen_mode, load_reference, torch_threads
+from lfm2export.runtime import OnnxModel
+from lfm2export.verify.expected import answers, expect, expect_text
+from lfm2export.verify.figures import TextMeasures
+from lfm2export.verify.file import FileChecks, Plan, text_measures
+from lfm2export.verify.greedy import greedy_answers
+from lfm2export.verify.prompts import Prompt, long_tokens, make_prompts, make_text, open_tokenizer
+from lfm2export.verify.results import (
+    SCHEMA_VERSION,
+    PromptFacts,
+    ReferenceFacts,
+    TextFacts,
+    Verification,
+)
+from lfm2export.verify.source import Source, find_source
+from lfm2export.verify.variants import is_exact, read_model
+
+if TYPE_CHECKING:
+    from lfm2export.verify.expected import Reference
+
+#: Tokens of a long prompt.
+LONG = 4096
+
+#: Parameters below which more than one thread only costs: at 6 M decode is three times as fast with one.
+SMALL = 50_000_000
+
+#: Tokens of a free-running answer.
+GREEDY = 32
+
+LIBRARIES = ("numpy", "onnx", "onnxruntime", "tokenizers", "torch", "transformers")
+
+
+def verify_artifact(
+    folder: Path,
+    *,
+    reference: Path | str | None = None,
+    dtypes: Sequence[str] | None = None,
+    prompts: Sequence[str] | None = None,
+    steps: int = 16,
+    text: Path | None = None,
+    long: bool = False,
+    quick: bool = False,
+    reference_mode: Mode = "auto",
+    against: Path | None = None,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> Verification:
+    """Prove the model files in `folder`, or fail them. A failed check is a result, not an exception.
+
+    Args:
+        reference: the checkpoint, a folder or hub id; None takes what build.json names.
+        dtypes: which files; None takes all that are there.
+        prompts: texts to start from; None takes the built-in ones.
+        steps: tokens fed one by one after each prompt.
+        text: a UTF-8 file to score, perhaps .xz; None takes the held-out text of this package.
+        long: the long prompt fills the whole context, instead of 4,096 tokens.
+        quick: two prompts, no long prompt and no text: seconds, for the end of a build.
+        reference_mode: "memory", "stream" (layer by layer, bounded memory), or "auto".
+        against: another artifact folder of the same tokenizer, to compare with on the same text.
+        threads: of the runtime and of PyTorch; None takes one for a small model, and leaves the choice to them else.
+
+    Raises:
+        ArtifactError: there is no such file, it does not load, or there is nothing to compare it with.
+        SourceError and its kinds: the checkpoint cannot be used.
+        PromptError: a prompt or the text cannot be used.
+    """
+    if steps < 1:
+        raise Lfm2ExportError(f"steps is {steps}, expected at least 1")
+    if quick and (long or text is not None or against is not None):
+        raise Lfm2ExportError("the quick form measures neither a long prompt nor text; leave out quick, or those")
+    files = _files(folder, dtypes)
+    source = find_source(folder, reference, progress)
+    if threads is None and source.checkpoint.spec.num_parameters < SMALL:
+        threads = 1
+    with torch_threads(threads):
+        return _verify(
+            folder, files, source, prompts, steps, text, long, quick, reference_mode, against, threads, progress
+        )
+
+
+def _verify(
+    folder: Path,
+    files: dict[str, Path],
+    source: Source,
+    prompts: Sequence[str] | None,
+    steps: int,
+    text: Path | None,
+    long: bool,
+    quick: bool,
+    reference_mode: Mode,
+    against: Path | None,
+    threads: int | None,
+    progress: Progress,
+) -> Verification:
+    """:func:`verify_artifact` once its arguments are known to be good."""
+    begin = time.perf_counter()
+    spec, checkpoint = source.checkpoint.spec, source.checkpoint.folder
+    tokenizer = open_tokenizer(folder, checkpoint)
+    greedy = steps if quick else max(steps, GREEDY)
+    chosen = make_prompts(tokenizer, spec, prompts, room=greedy, quick=quick)
+    scored = make_text(tokenizer, spec, text) if tokenizer is not None and not quick else None
+    long_prompt = None if quick else long_tokens(scored, spec, spec.max_position_embeddings if long else LONG)
+    mode = chosen_mode(spec.num_parameters, reference_mode)
+    torch_side: Reference = load_reference(checkpoint, mode)
+    given, author = _answers(torch_side, folder, files, chosen, steps, threads, progress)
+    exact = any(is_exact(read_model(path)) for path in files.values())
+    expected, expected_long = expect(torch_side, chosen, given, long_prompt if exact else None, progress)
+    chunks = expect_text(torch_side, scored, progress) if scored is not None else None
+    plan = Plan(
+        folder=folder,
+        source=source,
+        reference=torch_side,
+        tokenizer=tokenizer,
+        expected=expected,
+        own_answers=author == "reference",
+        expected_long=expected_long,
+        long=long_prompt,
+        text=chunks,
+        why_no_text="left out of the quick form" if quick else "there is no tokenizer.json to read text with",
+        greedy=greedy,
+        eos_ids=_eos_ids(folder),
+        threads=threads,
+    )
+    others: dict[str, list[TextMeasures]] | None = None
+    if against is not None and chunks is not None:
+        others = {
+            dtype: text_measures(against, path, chunks, threads, progress)
+            for dtype, path in _against_files(against, list(files)).items()
+        }
+    other = against.resolve().name if against is not None else ""
+    results = tuple(FileChecks(plan, dtype, path, progress).run(others, other) for dtype, path in files.items())
+    facts = None
+    if scored is not None and chunks is not None:
+        count = sum(len(chunk) for chunk in scored.chunks)
+        facts = TextFacts(
+            scored.name, len(chunks), len(scored.chunks[0]), count, sum(len(chunk.logits) for chunk in chunks)
+        )
+    return Verification(
+        schema_version=SCHEMA_VERSION,
+        tool_version=lfm2export.__version__,
+        versions={name: metadata.version(name).split("+")[0] for name in LIBRARIES},
+        machine={"processor": platform.machine(), "system": platform.system(), "cores": str(os.cpu_count())},
+        folder=folder.resolve().name,
+        parameters=spec.num_parameters,
+        layer_types=tuple(spec.layer_types),
+        quick=quick,
+        steps=steps,
+        reference=ReferenceFacts(source.name, source.origin, mode, source.matches),
+        prompts=tuple(
+            PromptFacts(prompt.name, prompt.text, prompt.tokens, answer, author)
+            for prompt, answer in zip(chosen, given, strict=True)
+        ),
+        text=facts,
+        files=results,
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _files(folder: Path, dtypes: Sequence[str] | None) -> dict[str, Path]:
+    if dtypes is None:
+        found = available_models(folder) if folder.is_dir() else {}
+        return found or {"": find_model(folder)}  # which says what is missing
+    return {dtype: find_model(folder, dtype) for dtype in dict.fromkeys(dtypes)}
+
+
+def _against_files(folder: Path, dtypes: Sequence[str]) -> dict[str, Path]:
+    """Of the other artifact: the same dtypes, or if it has none of them its own first."""
+    present = _files(folder, None)
+    same = {dtype: path for dtype, path in present.items() if dtype in dtypes}
+    return same or dict(list(present.items())[:1])
+
+
+def _answers(
+    reference: Reference,
+    folder: Path,
+    files: dict[str, Path],
+    prompts: Sequence[Prompt],
+    steps: int,
+    threads: int | None,
+    progress: Progress,
+) -> tuple[list[tuple[int, ...]], str]:
+    """What teacher forcing feeds, and who wrote it.
+
+    The reference does, where it is in memory; a streamed one would read all its weights for every token, so there the
+    first file writes.
+    """
+    if reference.mode == "memory":
+        return answers(reference, prompts, steps, progress), "reference"
+    dtype, path = next(iter(files.items()))
+    model = OnnxModel(folder, dtype, file=path, threads=threads)
+    return greedy_answers(model, prompts, steps, (), progress), dtype
+
+
+def _eos_ids(folder: Path) -> frozenset[int]:
+    """Tokens that end an answer; none where the folder does not say."""
+    try:
+        return read_defaults(folder).eos_ids
+    except ArtifactError:
+        return frozenset()

@@ -1,0 +1,200 @@
+"""The weights that a file holds, under the names of the checkpoint's tensors: read in rows, dequantized, as float32.
+
+An initializer's name says what it is made of, as this package writes it (`passes`, `weights.Recipe`):
+
+    model.layers.0.conv.out_proj.weight                         the tensor itself
+    NAME.transposed     NAME.padded                             [in, out]; a convolution kernel behind zeros
+    ...w1.weight+w3.transposed                                  several tensors of one layer, stacked
+    NAME.codes  NAME.scales  NAME.zero_points                   blocks of 4 or 8 bits, perhaps stacked
+
+A file of other names has no such weights, and what depends on them is not measured.
+Letters: N rows (output features), K columns (input features), S block_size, G blocks per row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from lfm2export.errors import ArtifactError
+from lfm2export.quant.blocks import QuantizedBlocks, dequantize
+from lfm2export.recipes import BLOCK_SIZES
+from lfm2export.spec import ModelSpec
+from lfm2export.weights import BlockFormat
+
+Kind = Literal["plain", "transposed", "padded", "blocks"]
+
+_BITS: tuple[Literal[4, 8], ...] = (4, 8)
+
+_TYPES: dict[int, str] = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.UINT8: "uint8"}
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Bytes of one initializer: in a data file from `offset` on, or at hand in `inline`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path | None
+    offset: int
+    inline: NDArray[Any] | None
+
+    def rows(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows [start, stop) of axis 0, as stored.
+
+        Raises:
+            ArtifactError: the data file is missing or too short.
+        """
+        if self.inline is not None:
+            return self.inline[start:stop]
+        return self._read(start * math.prod(self.shape[1:]), (stop - start, *self.shape[1:]))
+
+    def columns(self, start: int, stop: int) -> NDArray[Any]:
+        """Columns [start, stop) of a matrix, as [stop - start, rows]."""
+        if self.inline is not None:
+            return self.inline[:, start:stop].T
+        if stop - start == self.shape[1]:
+            return self.rows(0, self.shape[0]).T
+        parts = [self._read(row * self.shape[1] + start, (stop - start,)) for row in range(self.shape[0])]
+        return np.stack(parts, axis=1)
+
+    def _read(self, first: int, shape: tuple[int, ...]) -> NDArray[Any]:
+        assert self.path is not None
+        dtype = np.dtype(self.dtype)
+        count = math.prod(shape)
+        try:
+            found = np.fromfile(self.path, dtype, count, offset=self.offset + first * dtype.itemsize)
+        except OSError as error:
+            raise ArtifactError(f"{self.path} cannot be read ({error}); build it again") from error
+        if found.size != count:
+            raise ArtifactError(f"{self.path} ends within {self.name}; build it again, or fetch it anew")
+        return found.reshape(shape)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One weight: `parts` are source tensors stacked along their rows, each of `rows` rows."""
+
+    name: str
+    kind: Kind
+    parts: tuple[str, ...]
+    rows: tuple[int, ...]
+    values: Raw
+    scales: Raw | None = None
+    zero_points: Raw | None = None
+    format: BlockFormat | None = None
+    columns: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The stacked shape of the source."""
+        if self.kind == "blocks":
+            return (sum(self.rows), self.columns)
+        return self.values.shape[::-1] if self.kind == "transposed" else self.values.shape
+
+    def first(self, part: str) -> int:
+        """The first row of `part` in the stack."""
+        return sum(self.rows[: self.parts.index(part)])
+
+    def blocks(self, start: int, stop: int) -> QuantizedBlocks:
+        """Rows [start, stop) of the stack, quantized."""
+        assert self.scales is not None
+        zeros = self.zero_points.rows(start, stop) if self.zero_points is not None else None
+        return QuantizedBlocks(self.values.rows(start, stop), self.scales.rows(start, stop), zeros)
+
+    def floats(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows [start, stop) of the stack as the operator uses them, float32; a padded kernel with its zeros."""
+        if self.kind == "blocks":
+            assert self.format is not None
+            return dequantize(self.blocks(start, stop), self.format, self.columns)
+        found = self.values.columns(start, stop) if self.kind == "transposed" else self.values.rows(start, stop)
+        return found.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """All weights of a file that could be told, by initializer; `missing` are source tensors that none holds."""
+
+    weights: Mapping[str, Stored]
+    missing: tuple[str, ...]
+
+    def override(self, name: str, start: int, stop: int) -> NDArray[np.float32] | None:
+        """The file's own rows of source tensor `name`, for the reference; None where it has none of that name."""
+        for stored in self.weights.values():
+            if name in stored.parts:
+                first = stored.first(name)
+                rows = stored.floats(first + start, first + stop)
+                return rows[..., 1:] if stored.kind == "padded" else rows
+        return None
+
+
+def read_stored(model: onnx.ModelProto, folder: Path, spec: ModelSpec) -> StoredWeights:
+    """What the initializers of `model`, with data in `folder`, hold of a checkpoint of `spec`.
+
+    An initializer whose name or shape does not fit is left out, and its tensors are then missing.
+    """
+    source = spec.source_tensors()
+    raws = {t.name: _raw(t, folder) for t in model.graph.initializer if t.data_type in _TYPES}
+    found: dict[str, Stored] = {}
+    for name in raws:
+        stored = _stored(name, raws, source)
+        if stored is not None:
+            found[name] = stored
+    held = {part for stored in found.values() for part in stored.parts}
+    return StoredWeights(found, tuple(name for name in source if name not in held))
+
+
+def _stored(name: str, raws: Mapping[str, Raw], source: Mapping[str, tuple[int, ...]]) -> Stored | None:
+    raw = raws[name]
+    base, _, suffix = name.rpartition(".")
+    kinds: dict[str, Kind] = {"transposed": "transposed", "padded": "padded", "codes": "blocks"}
+    kind = kinds.get(suffix, "plain")
+    parts = _parts(base if kind != "plain" else name)
+    if any(part not in source for part in parts):
+        return None
+    shapes = [source[part] for part in parts]
+    rows = tuple(shape[0] for shape in shapes)
+    whole = (sum(rows), *shapes[0][1:])
+    if kind == "blocks":
+        scales, zeros = raws.get(f"{base}.scales"), raws.get(f"{base}.zero_points")
+        form = _format(raw, scales, zeros, whole) if len(whole) == 2 else None
+        return Stored(name, kind, parts, rows, raw, scales, zeros, form, whole[1]) if form is not None else None
+    expected = {"plain": whole, "transposed": whole[::-1], "padded": (*whole[:-1], whole[-1] + 1)}[kind]
+    return Stored(name, kind, parts, rows, raw) if raw.shape == expected and raw.dtype != "uint8" else None
+
+
+def _parts(base: str) -> tuple[str, ...]:
+    """`a.b.w1.weight+w3` -> (a.b.w1.weight, a.b.w3.weight)."""
+    first, *others = base.split("+")
+    owner, _, kind = first.rpartition(".")
+    return (first, *(f"{owner.rpartition('.')[0]}.{other}.{kind}" for other in others))
+
+
+def _format(codes: Raw, scales: Raw | None, zeros: Raw | None, shape: tuple[int, ...]) -> BlockFormat | None:
+    """The one format that gives codes and scales these shapes."""
+    for bits in _BITS:
+        for size in BLOCK_SIZES:
+            form = BlockFormat(bits, size, symmetric=zeros is None)
+            blocks = form.blocks(shape[1])
+            if codes.shape == (shape[0], blocks, size * bits // 8) and codes.dtype == "uint8":
+                fits = scales is not None and scales.shape == (shape[0], blocks)
+                return form if fits else None
+    return None
+
+
+def _raw(tensor: TensorProto, folder: Path) -> Raw:
+    shape = tuple(tensor.dims)
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return Raw(tensor.name, _TYPES[tensor.data_type], shape, None, 0, onnx.numpy_helper.to_array(tensor))
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = folder / Path(entries["location"]).name
+    return Raw(tensor.name, _TYPES[tensor.data_type], shape, location, int(entries.get("offset", 0)), None)

@@ -1,0 +1,82 @@
+"""The limits, a row per dtype, each from what clean files were measured to give.
+
+How: every dtype of the shipped model, of random tiny models (untied, biased, odd widths ...) and of random weights in
+the 350M shape was verified; the table holds the worst clean figure times 4 to 10, rounded. Measure again with
+
+    python -m lfm2export.verify.tolerances FOLDER [FOLDER ...]
+
+(artifact folders), which prints the worst clean figure of each kind beside its limit.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lfm2export.verify.figures import Form, Tolerances
+from lfm2export.verify.results import FileResult
+from lfm2export.verify.steps import logits_scale
+
+#: float32 against float32: the order of summation. Clean: logits 1.1e-6, caches 9e-7 of their magnitude.
+EXACT_LOGITS, EXACT_CACHES = 1e-5, 1e-5
+
+TOLERANCES: dict[str, Tolerances] = {
+    "fp32": Tolerances(EXACT_LOGITS, EXACT_CACHES, None, EXACT_LOGITS, EXACT_CACHES, 1e-8, 1e-8, 1e-3),
+    "fp16": Tolerances(EXACT_LOGITS, EXACT_CACHES, 5e-3, 5e-3, 5e-3, 1e-4, 1e-4, 0.1),
+    "q8": Tolerances(EXACT_LOGITS, EXACT_CACHES, 0.1, 0.1, 0.1, 0.01, 0.01, 1.0),
+    "q4": Tolerances(EXACT_LOGITS, EXACT_CACHES, 0.1, 0.1, 0.1, 0.2, 0.2, 4.0),
+    "q4f16": Tolerances(EXACT_LOGITS, EXACT_CACHES, 0.1, 0.1, 0.1, 0.2, 0.2, 4.0),
+}
+
+
+def clean_figures(file: FileResult) -> dict[str, tuple[float, float]]:
+    """Name of a limit -> (worst figure of this file, the limit); what was not measured is left out."""
+    limits = file.tolerances
+    found: dict[str, tuple[float, float]] = {}
+
+    def note(name: str, figure: float | None, limit: float | None) -> None:
+        if figure is not None and limit is not None:
+            found[name] = (max(figure, found.get(name, (0.0, 0.0))[0]), limit)
+
+    exact = file.arithmetic if file.arithmetic is not None else file.steps
+    if exact is not None and (file.arithmetic is not None or limits.own_logits is None):
+        for index, point in enumerate(exact.points):
+            note("exact_logits", point.logits.max_abs / max(1.0, logits_scale(point.logits)), limits.exact_logits)
+            for cache in exact.caches:
+                note("exact_caches", cache.max_abs[index] / max(1.0, cache.scales[index]), limits.exact_caches)
+    for route in file.routes:
+        kind = "exact" if route.form is Form.EXACT else "route"
+        for part, got, allowed in (
+            ("logits", route.max_abs_logits, route.limit_logits),
+            ("caches", route.max_abs_caches, route.limit_caches),
+        ):
+            limit = getattr(limits, f"{kind}_{part}")
+            note(f"{kind}_{part} ({route.check})", None if got is None or not allowed else got / allowed * limit, limit)
+    if file.steps is not None:
+        note("own_logits", file.steps.own_logits, limits.own_logits)
+        note("file_kld", file.steps.mean_kld, limits.file_kld)
+    for text in file.text or ():
+        note("text_kld", text.kld.mean, limits.text_kld)
+    for answer in file.greedy or ():
+        note("near_tie", answer.difference.gap if answer.difference else None, limits.near_tie)
+    return found
+
+
+def main(folders: Sequence[str]) -> None:
+    from lfm2export.verify.run import verify_artifact
+
+    worst: dict[tuple[str, str], tuple[float, float]] = {}
+    for folder in folders:
+        for file in verify_artifact(Path(folder)).files:
+            for name, (figure, limit) in clean_figures(file).items():
+                key = (file.dtype, name)
+                worst[key] = (max(figure, worst.get(key, (0.0, 0.0))[0]), limit)
+            for failure in file.failures:
+                print(f"{folder} {file.dtype}: {failure.message}")
+    for (dtype, name), (figure, limit) in sorted(worst.items()):
+        print(f"{dtype:6} {name:28} {figure:9.2e} of {limit:9.2e}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

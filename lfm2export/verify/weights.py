@@ -1,0 +1,158 @@
+"""Every stored weight against the source's, a piece at a time: what was rounded is rounded right, the rest is equal.
+
+A float32 weight is the source's; a float16 weight is its nearest float16 number. A weight in blocks is judged on the
+grid that its block has, whoever chose it: each code is the nearest point of that grid to its weight (so the error is at
+most half a scale wherever the grid reaches), and the block's squared error is not above plain rounding's, which bounds
+what a grid may leave out of its range. A wrong scale or zero point moves the grid off its codes, so it shows here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lfm2export.checkpoint import Checkpoint
+from lfm2export.progress import Progress, silent
+from lfm2export.quant.blocks import QuantizedBlocks, dequantize, unpack
+from lfm2export.quant.grid import HALF_MAX
+from lfm2export.quant.rounding import quantize_round
+from lfm2export.verify.figures import WeightMeasure
+from lfm2export.verify.stored import Stored, StoredWeights
+
+#: Float32 values in a piece.
+PIECE = 1 << 20
+
+#: How far from its weight, in codes, a nearest code may lie: a half, and what float32 loses of weight / scale.
+NEAREST = 0.5 + 1e-3
+
+#: Squared error over plain rounding's that still counts as equal: both are sums in float32.
+NOT_WORSE = 1.001
+
+
+def measure_weights(
+    stored: StoredWeights, checkpoint: Checkpoint, progress: Progress = silent
+) -> tuple[WeightMeasure, ...]:
+    """One measure per initializer, in the file's order.
+
+    Raises:
+        ArtifactError: the file's data cannot be read.
+        SourceError: the checkpoint's cannot.
+    """
+    found = []
+    for done, weight in enumerate(stored.weights.values()):
+        progress("weights", done, len(stored.weights), "tensors")
+        found.append(_measure(weight, checkpoint))
+    progress("weights", len(stored.weights), len(stored.weights), "tensors")
+    return tuple(found)
+
+
+def _measure(stored: Stored, checkpoint: Checkpoint) -> WeightMeasure:
+    wrong = worse = 0
+    squared = total = largest = 0.0
+    first: str | None = None
+    for part, start, stop, source in _pieces(stored, checkpoint):
+        offset = stored.first(part)
+        values = stored.floats(offset + start, offset + stop)
+        if stored.kind == "padded":
+            source = np.pad(source, [(0, 0)] * (source.ndim - 1) + [(1, 0)])
+        if stored.kind == "blocks":
+            bad, over = _block_faults(stored, stored.blocks(offset + start, offset + stop), source, values)
+            worse += int(over.sum())
+            if first is None and over.any():
+                row, block = np.argwhere(over)[0]
+                first = _block_place(stored, part, start + int(row), int(block), "its error exceeds plain rounding's")
+        else:
+            bad = _expected(stored, source) != values
+        if first is None and bad.any():
+            place = np.argwhere(bad)[0].tolist()
+            first = _first(stored, part, [start + place[0], *place[1:]])
+        wrong += int(bad.sum())
+        difference = values.astype(np.float64) - source
+        difference[~np.isfinite(difference)] = np.inf
+        squared += float((difference**2).sum())
+        total += float((source.astype(np.float64) ** 2).sum())
+        largest = max(largest, float(np.abs(difference).max()))
+    form = stored.format
+    return WeightMeasure(
+        initializer=stored.name,
+        parts=stored.parts,
+        shape=stored.shape,
+        dtype=f"{form.bits} bit" if form is not None else stored.values.dtype,
+        block_size=form.block_size if form is not None else None,
+        symmetric=form.symmetric if form is not None else None,
+        error=float(np.sqrt(squared / total)) if total else None,
+        max_abs=largest,
+        wrong=wrong,
+        worse=worse if form is not None else None,
+        first=first,
+    )
+
+
+def _pieces(stored: Stored, checkpoint: Checkpoint) -> Iterator[tuple[str, int, int, NDArray[np.float32]]]:
+    """(part, start, stop, the source's rows [start, stop) of it), in the order of the stack."""
+    for part, rows in zip(stored.parts, stored.rows, strict=True):
+        width = int(np.prod(checkpoint.tensors[part].shape[1:], dtype=np.int64))
+        # Columns of a row-major file are read one by one: a transposed weight is taken whole, part by part.
+        step = max(1, PIECE // width) if stored.kind != "transposed" else rows
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            yield part, start, stop, checkpoint.rows(part, start, stop)
+
+
+def _expected(stored: Stored, source: NDArray[np.float32]) -> NDArray[np.float32]:
+    if stored.values.dtype == "float32":
+        return source
+    return np.clip(source, -HALF_MAX, HALF_MAX).astype(np.float16).astype(np.float32)
+
+
+def _block_faults(
+    stored: Stored, blocks: QuantizedBlocks, source: NDArray[np.float32], values: NDArray[np.float32]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """(codes that are not nearest [n, K], blocks that are worse than plain rounding's [n, G])."""
+    form = stored.format
+    assert form is not None
+    columns = stored.columns
+    weights = _padded(source, form.block_size)  # [n, G, S]
+    scale = blocks.scales.astype(np.float32)[..., None]
+    codes = unpack(blocks.codes, form.bits, form.block_size).astype(np.float32)
+    zero: Any = np.float32(form.zero_point)
+    if blocks.zero_points is not None:
+        zero = unpack(blocks.zero_points, form.bits, codes.shape[1]).astype(np.float32)[..., None]
+    wanted = np.divide(weights, scale, out=np.zeros_like(weights), where=scale != 0)
+    np.clip(wanted + zero, 0, (1 << form.bits) - 1, out=wanted)
+    far = ~(np.abs(wanted - codes) <= NEAREST)  # NaN is far from everything
+    bad = far.reshape(len(source), -1)[:, :columns]
+    error = _block_error(weights, _padded(values, form.block_size))
+    plain = dequantize(quantize_round(np.ascontiguousarray(source), form), form, columns)
+    floor = _block_error(weights, _padded(plain, form.block_size))
+    tiny = (weights.astype(np.float64) ** 2).sum(axis=-1) * 1e-12
+    return bad, ~(error <= floor * NOT_WORSE + tiny)
+
+
+def _block_error(weights: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float64]:
+    difference = weights - values
+    error: NDArray[np.float64] = np.einsum("ngs,ngs->ng", difference, difference, dtype=np.float64)
+    return error
+
+
+def _padded(matrix: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """[n, K] -> [n, G, S], with zeros behind."""
+    rows, columns = matrix.shape
+    rest = -columns % size
+    whole = np.pad(matrix, ((0, 0), (0, rest))) if rest else matrix
+    return whole.reshape(rows, -1, size)
+
+
+def _first(stored: Stored, part: str, place: list[int]) -> str:
+    if stored.format is None:
+        return f"{part}{place}"
+    return _block_place(stored, part, place[0], place[1] // stored.format.block_size, f"column {place[1]}'s code")
+
+
+def _block_place(stored: Stored, part: str, row: int, block: int, what: str) -> str:
+    assert stored.format is not None
+    size = stored.format.block_size
+    return f"{part}, row {row}, block {block} (columns {block * size} to {block * size + size - 1}): {what}"
