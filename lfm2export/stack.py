@@ -123,8 +123,7 @@ def _hidden_out(body: list[ir.Node], layer: int) -> ir.Value:
 
 
 def _clone(node: ir.Node, mapping: dict[ir.Value, ir.Value], graph: ir.Graph, body: int, layer: int) -> ir.Node:
-    """`node` of template layer `body` as one of `layer`: its weights renamed, its inputs mapped, its outputs recorded.
-    """
+    """`node` of template layer `body` as one of `layer`: weights renamed, inputs mapped, outputs recorded."""
     inputs: list[ir.Value | None] = []
     for value in node.inputs:
         if value is not None and value not in mapping and f"model.layers.{body}." in str(value.name):
