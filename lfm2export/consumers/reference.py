@@ -23,9 +23,10 @@ from lfm2export.runtime import OnnxModel
 #: Per step the consumer's highest logits: [token, logit].
 Top = Sequence[Sequence[float]]
 
-#: Largest difference of a logit that is still the same computation. Measured on the shipped model, over Node, wasm,
-#: WebGPU and genai: see the README's table of consumers.
-NOISE_LIMITS = {"fp32": 1e-3, "fp16": 0.15, "q8": 0.15, "q4": 0.15, "q4f16": 0.15}
+#: Largest difference of a logit that is still the same computation. Measured on the shipped model: fp32 2e-6 in Node,
+#: 1e-5 in wasm, 2e-4 in WebGPU; fp16 and q4f16 up to .1; q8 and q4 0 in Node, .05 in genai, up to .21 in wasm, which
+#: keeps activations in float32 (the same files at accuracy_level 0 in Python differ by those very .21).
+NOISE_LIMITS = {"fp32": 1e-3, "fp16": 0.3, "q8": 0.6, "q4": 0.6, "q4f16": 0.6}
 
 #: Steps before a difference that must have been measured for the noise to mean something.
 NOISE_STEPS = 4

@@ -29,8 +29,8 @@ export async function findBrowser() {
   return null;
 }
 
-/** A browser with a profile of its own, which `close` removes. */
-export async function launch(executablePath, { viewport = null, deviceScaleFactor, isMobile, hasTouch } = {}) {
+/** A browser with a profile of its own, which `close` removes; `options` are those of playwright-core. */
+export async function launch(executablePath, options = {}) {
   const profile = await mkdtemp(join(tmpdir(), "lfm2export-browser-"));
   const context = await chromium.launchPersistentContext(profile, {
     executablePath,
@@ -43,9 +43,8 @@ export async function launch(executablePath, { viewport = null, deviceScaleFacto
       "--disable-sync",
       "--no-first-run",
     ],
-    viewport: viewport ?? { width: 1024, height: 768 },
-    ...(deviceScaleFactor ? { deviceScaleFactor } : {}),
-    ...(isMobile ? { isMobile, hasTouch } : {}),
+    viewport: { width: 1024, height: 768 },
+    ...options,
   });
   return {
     context,

@@ -31,13 +31,21 @@ async function load(source) {
   }
 }
 
+/** What `promise` gives, or the first error that nobody else caught (see `page.mjs`). */
+function orLostError(promise) {
+  const lost = new Promise((_, reject) => {
+    process.once("unhandledRejection", reject);
+  });
+  return Promise.race([promise, lost]);
+}
+
 for (const [task, { kind, ...rest }] of tasks.entries()) {
   const model = basename(place);
   let answer;
   try {
     const value =
       kind === "job"
-        ? await runJob(transformers, { ...rest, model })
+        ? await orLostError(runJob(transformers, { ...rest, model }))
         : await runExample({ ...rest, source: rest.source.replaceAll(rest.place, model) }, load);
     answer = { task, value };
   } catch (error) {

@@ -14,10 +14,21 @@ env.backends.onnx.wasm.wasmPaths = {
   wasm: new URL("./lib/ort/ort-wasm-simd-threaded.asyncify.wasm", location.href).href,
 };
 
+/**
+ * What `promise` gives, or the first error that nobody else caught. Transformers.js 4.3.1 loads each data file in a
+ * promise whose failure is lost: without this, a missing file would leave the load waiting for ever.
+ */
+function orLostError(promise) {
+  const lost = new Promise((_, reject) => {
+    addEventListener("unhandledrejection", ({ reason }) => reject(reason), { once: true });
+  });
+  return Promise.race([promise, lost]);
+}
+
 globalThis.consumer = {
   adapter: () => adapterFacts(navigator.gpu),
   isolated: () => globalThis.crossOriginIsolated,
-  run: (job) => runJob(transformers, job),
+  run: (job) => orLostError(runJob(transformers, job)),
   example: (example) =>
     runExample(example, (source) =>
       import(URL.createObjectURL(new Blob([source], { type: "text/javascript" }))),

@@ -27,7 +27,8 @@ const TYPES = {
 export async function serve(mounts, hidden = []) {
   const requests = [];
   const server = createServer(async (request, response) => {
-    const path = decodeURIComponent(new URL(request.url, "http://localhost").pathname);
+    const asked = decodeURIComponent(new URL(request.url, "http://localhost").pathname);
+    const path = asked.endsWith("/") ? `${asked}index.html` : asked;
     const answer = (status, headers = {}) => {
       requests.push([status, path]);
       response.writeHead(status, {

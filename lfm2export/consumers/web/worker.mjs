@@ -1,0 +1,89 @@
+/** The model, off the page's thread: loads a file, answers conversations, and says what it is doing. */
+
+import {
+  AutoModelForCausalLM,
+  AutoTokenizer,
+  InterruptableStoppingCriteria,
+  TextStreamer,
+  env,
+} from "./lib/transformers.min.js";
+
+const library = (name) => new URL(`./lib/${name}`, import.meta.url).href;
+env.allowRemoteModels = false;
+env.allowLocalModels = true;
+env.useBrowserCache = false; // the files are this site's own: the browser's ordinary cache holds them
+env.useWasmCache = false;
+env.backends.onnx.wasm.wasmPaths = {
+  mjs: library("ort-wasm-simd-threaded.asyncify.mjs"),
+  wasm: library("ort-wasm-simd-threaded.asyncify.wasm"),
+};
+
+const stop = new InterruptableStoppingCriteria();
+let tokenizer = null;
+let model = null;
+
+async function load({ place, dtype, device }) {
+  await model?.dispose();
+  model = null;
+  const files = new Map();
+  const report = (event) => {
+    if (event.status !== "progress" || !(event.total > 0)) return;
+    files.set(event.file, [event.loaded, event.total]);
+    const [done, total] = [...files.values()].reduce(([a, b], [c, d]) => [a + c, b + d], [0, 0]);
+    postMessage({ kind: "progress", done, total });
+  };
+  tokenizer = await AutoTokenizer.from_pretrained(place);
+  model = await AutoModelForCausalLM.from_pretrained(place, { dtype, device, progress_callback: report });
+  postMessage({ kind: "ready" });
+}
+
+async function answer({ messages, greedy, limit }) {
+  const inputs = tokenizer.chat_template
+    ? tokenizer.apply_chat_template(messages, { add_generation_prompt: true, return_dict: true })
+    : tokenizer(messages.at(-1).content);
+  stop.reset();
+  let count = 0;
+  let first = null;
+  const started = performance.now();
+  const streamer = new TextStreamer(tokenizer, {
+    skip_prompt: true,
+    skip_special_tokens: true,
+    callback_function: (text) => postMessage({ kind: "text", text }),
+    token_callback_function: () => {
+      count += 1;
+      first ??= performance.now();
+      const seconds = (performance.now() - first) / 1000;
+      postMessage({ kind: "speed", count, rate: count > 1 ? (count - 1) / seconds : null, wait: (first - started) / 1000 });
+    },
+  });
+  await model.generate({
+    ...inputs,
+    max_new_tokens: limit,
+    ...(greedy ? { do_sample: false } : {}),
+    stopping_criteria: stop,
+    streamer,
+  });
+  postMessage({ kind: "done", prompt: inputs.input_ids.dims[1] });
+}
+
+/** What to tell a reader about `error`. */
+function said(error) {
+  const text = String(error?.message ?? error);
+  const missing = /file was not found locally at "([^"]*)"/.exec(text)?.[1];
+  return missing === undefined ? text : `${missing.replace("/./", "/")} is missing on this site: put it beside the other files of the model.`;
+}
+
+// Transformers.js 4.3.1 loses the error of a data file that is missing; the load then waits for ever.
+addEventListener("unhandledrejection", ({ reason }) => {
+  postMessage({ kind: "error", action: model === null ? "load" : "answer", text: said(reason) });
+});
+
+const actions = { load, answer, stop: () => stop.interrupt() };
+
+addEventListener("message", async ({ data }) => {
+  try {
+    await actions[data.action](data);
+  } catch (error) {
+    postMessage({ kind: "error", action: data.action, text: said(error) });
+  }
+});
