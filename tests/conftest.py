@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny import write_tiny
 
 from lfm2export.contract import LogitsMode
 from lfm2export.pipeline import build
 from lfm2export.recipes import RECIPES, Options
+from tiny import write_tiny
 
 
 @pytest.fixture(scope="session")

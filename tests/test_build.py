@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from tiny import tiny_config, write_tiny
 
 from lfm2export.cli import main
 from lfm2export.inspection import inspect_artifact
 from lfm2export.pipeline import build
+from tiny import tiny_config, write_tiny
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny_config, write_tiny
 
 from lfm2export import checkpoint as module
 from lfm2export.checkpoint import Checkpoint, check_tokenizer, open_checkpoint
 from lfm2export.errors import ConfigError, SourceError, TensorError, TokenizerError
+from tiny import tiny_config, write_tiny
 
 TABLE = "model.embed_tokens.weight"
 W1 = "model.layers.0.feed_forward.w1.weight"

@@ -17,11 +17,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from tiny import write_tiny
 
 from lfm2export.checkpoint import open_checkpoint
 from lfm2export.errors import HubError, SourceError
 from lfm2export.hub import ResolvedSource, resolve_source
+from tiny import write_tiny
 
 MAIN, OLD = "a" * 40, "b" * 40
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import onnx
 import pytest
-from skeleton import write_skeleton
-from standin import write_standin
-from tiny import tiny_config, write_companions
 
 from lfm2export.errors import ArtifactError, SourceError
 from lfm2export.inspection import ModelInspection, inspect_artifact
 from lfm2export.package import Provenance, write_package
 from lfm2export.package.graph import role_of
 from lfm2export.spec import parse_spec
+from skeleton import write_skeleton
+from standin import write_standin
+from tiny import tiny_config, write_companions
 
 SPEC = parse_spec(tiny_config())
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import write_tiny
 
 from lfm2export.contract import MODEL_FILES, LogitsMode
 from lfm2export.hub import shipped_folder
@@ -16,6 +15,7 @@ from lfm2export.pipeline import build
 from lfm2export.recipes import RECIPES
 from lfm2export.reference import load_reference
 from lfm2export.runtime import OnnxModel
+from tiny import write_tiny
 
 STEPS = 32
 

@@ -12,8 +12,6 @@ import onnx
 import onnx_ir as ir
 import onnxsim
 import pytest
-from passes.graphs import checkpoint
-from passes.traces import KINDS_350M, ODD, SPEC, fused, shared_fused, traced
 
 from lfm2export import passes
 from lfm2export.contract import LogitsMode
@@ -27,6 +25,8 @@ from lfm2export.spec import CONV, FULL_ATTENTION, ModelSpec
 from lfm2export.stack import stack
 from lfm2export.weights import RECIPE, BlockFormat, Recipe
 from lfm2export.writer import write_model
+from passes.graphs import checkpoint
+from passes.traces import KINDS_350M, ODD, SPEC, fused, shared_fused, traced
 
 #: The layers of the 350M on small matrices (structure does not depend on widths); the same with an untied head and
 #: biases, which take two additions a conv layer.

@@ -12,13 +12,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import write_tiny
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from lfm2export import contract
 from lfm2export.errors import ConfigError, StepError, TensorError
 from lfm2export.reference import Run, chosen_mode, load_reference
 from lfm2export.reference.available import available_bytes
+from tiny import write_tiny
 
 #: Logits reach 13 here. One product with other shapes (the head by parts, or on one row): 2.4e-6 at most, measured.
 HEAD = 8e-6

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from standin import CONFIG, write_standin
-from tiny import write_tiny
 
 from lfm2export.artifact import available_models, find_model
 from lfm2export.errors import ArtifactError, ConfigError, StepError
 from lfm2export.runtime import BufferedModel, OnnxModel, fastest
 from lfm2export.spec import parse_spec
 from lfm2export.steps import next_token_logits, step_inputs
+from standin import CONFIG, write_standin
+from tiny import write_tiny
 
 
 @pytest.fixture(scope="module")

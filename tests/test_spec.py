@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny_config
 
 from lfm2export.errors import ConfigError, SourceError
 from lfm2export.spec import parse_spec, read_config
 from lfm2export.synth import FAMILY, family_config
+from tiny import tiny_config
 
 #: The model card's parameter counts.
 PARAMETERS = {"350M": 354_483_968, "700M": 742_489_344, "1.2B": 1_170_340_608, "2.6B": 2_569_272_320}

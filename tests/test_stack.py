@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import onnx_ir as ir
 import pytest
-from passes.traces import ODD, SPEC, fused, structure, traced
 
 from lfm2export import passes
 from lfm2export.contract import LogitsMode
@@ -15,6 +14,7 @@ from lfm2export.passes import cleanup
 from lfm2export.spec import CONV, FULL_ATTENTION, ModelSpec
 from lfm2export.stack import stack, template_spec
 from lfm2export.weights import RECIPE
+from passes.traces import ODD, SPEC, fused, structure, traced
 
 SIX = (CONV, CONV, FULL_ATTENTION, CONV, FULL_ATTENTION, CONV)
 

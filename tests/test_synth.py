@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import tiny_config, write_companions, write_tiny
 
 from lfm2export import synth
 from lfm2export.checkpoint import check_tokenizer, open_checkpoint
 from lfm2export.errors import ConfigError, OutputError, SourceError
 from lfm2export.spec import parse_spec
 from lfm2export.synth import FAMILY, family_config, write_custom, write_synth
+from tiny import tiny_config, write_companions, write_tiny
 
 #: The keys of the released configs.
 HUB_KEYS = [

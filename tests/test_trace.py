@@ -11,8 +11,6 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from passes.graphs import Checkpoint, checkpoint, session
-from passes.traces import ODD, SPEC, feeds, traced
 
 from lfm2export import contract
 from lfm2export.contract import LogitsMode
@@ -21,6 +19,8 @@ from lfm2export.pipeline import check_contract
 from lfm2export.spec import CONV, FULL_ATTENTION, ModelSpec
 from lfm2export.trace import MODEL_PREFIX, _attach_recipes
 from lfm2export.weights import RECIPE, Recipe
+from passes.graphs import Checkpoint, checkpoint, session
+from passes.traces import ODD, SPEC, feeds, traced
 
 #: Logits and caches reach 27 here; measured 9.6e-6 at most, which is five units in the last place of such numbers.
 TOLERANCE = 2e-5

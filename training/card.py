@@ -117,9 +117,10 @@ def write_provenance(
 
 def greedy_answers(out: Path) -> list[tuple[str, str]]:
     """(question, answer) for the model card's examples, with special tokens shown as they are generated."""
-    import chat
     import torch
     from transformers import AutoTokenizer, Lfm2ForCausalLM
+
+    import chat
 
     tokenizer = AutoTokenizer.from_pretrained(out)
     model = Lfm2ForCausalLM.from_pretrained(out, dtype=torch.float32)

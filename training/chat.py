@@ -13,8 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import facts
 from transformers.utils.chat_template_utils import render_jinja_template
+
+import facts
 
 Message = dict[str, str]
 Tool = dict[str, Any]

@@ -16,15 +16,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import card
-import chat
-import data
 import numpy as np
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import Lfm2Config, Lfm2ForCausalLM
+
+import card
+import chat
+import data
 
 HEAD_DIM = 64
 ROPE_THETA = 1_000_000.0

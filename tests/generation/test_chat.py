@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from standin import CONFIG, write_standin
-from tiny import write_companions
 
 from lfm2export.errors import ArtifactError, PromptError, TokenizerError
 from lfm2export.generation.chat import Conversation, stream
@@ -19,6 +17,8 @@ from lfm2export.generation.loop import Stop, generate
 from lfm2export.generation.sampling import CARD, Sampler, Sampling
 from lfm2export.generation.text import ChatTokenizer, StreamDecoder
 from lfm2export.runtime import BufferedModel, OnnxModel
+from standin import CONFIG, write_standin
+from tiny import write_companions
 
 #: The released checkpoints' template in its essentials: a tool list in the system message, tool results wrapped.
 TOOLS_TEMPLATE = """{{- bos_token -}}

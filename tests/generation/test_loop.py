@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from standin import write_standin
 
 from lfm2export.errors import PromptError
 from lfm2export.generation.loop import Stop, generate
 from lfm2export.generation.sampling import Sampler, Sampling
 from lfm2export.runtime import BufferedModel, OnnxModel
+from standin import write_standin
 
 PROMPT = [3, 1, 4, 1, 5, 9]
 

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 import yaml
-from skeleton import File, Model, Overflow
-from standin import write_standin
-from tiny import tiny_config, write_companions
 
 from lfm2export.errors import ArtifactError
 from lfm2export.package import write_package
 from lfm2export.package.card import CardFacts, fill_parity, find_license, render_card, source_metadata, without_parity
 from lfm2export.package.model_files import Provenance
 from lfm2export.spec import parse_spec
+from skeleton import File, Model, Overflow
+from standin import write_standin
+from tiny import tiny_config, write_companions
 
 SHA = "a" * 64
 Q4 = Model([File("model_q4.onnx", 500_000, SHA), File("model_q4.onnx_data", 94_720, SHA)])

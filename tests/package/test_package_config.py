@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import tiny_config, write_companions
 
 from lfm2export.errors import ConfigError
 from lfm2export.package.config import artifact_config, transformers_js_config
@@ -16,6 +15,7 @@ from lfm2export.package.generation import artifact_generation, read_generation
 from lfm2export.package.token_ids import TokenIds, read_token_ids
 from lfm2export.spec import parse_spec
 from lfm2export.synth import family_config
+from tiny import tiny_config, write_companions
 
 TOKENS = TokenIds(bos=1, pad=0, eos=(7,))
 CHUNKS = {"model.onnx": 2, "model_q4.onnx": 1}

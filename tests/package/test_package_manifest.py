@@ -7,14 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from skeleton import write_skeleton
-from tiny import tiny_config, write_companions
 
 from lfm2export.errors import ArtifactError
 from lfm2export.package import Provenance, write_package
 from lfm2export.package.card import fill_parity
 from lfm2export.package.manifest import check_manifest, library_versions, read_manifest
 from lfm2export.spec import parse_spec
+from skeleton import write_skeleton
+from tiny import tiny_config, write_companions
 
 FILES = {
     "LICENSE",

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny import CHAT_TEMPLATE, write_companions
 
 from lfm2export.errors import TokenizerError
 from lfm2export.package.tokenizer import portable_settings, portable_template, read_chat_templates, write_tokenizer
+from tiny import CHAT_TEMPLATE, write_companions
 
 MESSAGES = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}]
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graphs import SPEC, assert_same_numbers, edited, evaluate, fire, numbers, operators, parse, sources, with_spec
 
+from graphs import SPEC, assert_same_numbers, edited, evaluate, fire, numbers, operators, parse, sources, with_spec
 from lfm2export.passes import attention
 from lfm2export.spec import CONV, FULL_ATTENTION
 

@@ -11,8 +11,8 @@ from itertools import product
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphs import SPEC, Array, Checkpoint, edited, evaluate, fire, operators, parse, recipes, weight, with_spec
 
+from graphs import SPEC, Array, Checkpoint, edited, evaluate, fire, operators, parse, recipes, weight, with_spec
 from lfm2export.passes.block_quantize import projections_pass, table_pass
 from lfm2export.quant import dequantize, quantize
 from lfm2export.weights import RECIPE, BlockFormat, Recipe

@@ -3,8 +3,8 @@ from __future__ import annotations
 import logging
 
 import pytest
-from graphs import assert_same_numbers, numbers, operators, parse, recipes
 
+from graphs import assert_same_numbers, numbers, operators, parse, recipes
 from lfm2export.passes import cleanup
 from lfm2export.weights import Recipe
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from graphs import SPEC, Array, evaluate, fire, numbers, operators, parse, recipes, sources, with_spec
 
+from graphs import SPEC, Array, evaluate, fire, numbers, operators, parse, recipes, sources, with_spec
 from lfm2export.passes import half
 from lfm2export.spec import CONV, FULL_ATTENTION
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graphs import SPEC, assert_same_numbers, edited, fire, numbers, operators, parse, with_spec
 
+from graphs import SPEC, assert_same_numbers, edited, fire, numbers, operators, parse, with_spec
 from lfm2export.passes import last_token
 
 OUT = "model.layers.1.self_attn.out_proj.weight"

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 import pytest
-from graphs import SPEC, assert_same_numbers, fire, numbers, parse, recipes
 
+from graphs import SPEC, assert_same_numbers, fire, numbers, parse, recipes
 from lfm2export.passes import naming
 from lfm2export.weights import SCOPES
 

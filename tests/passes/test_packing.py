@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from graphs import Checkpoint, edited, evaluate, fire, numbers, operators, parse, recipes, weight, with_spec
 
+from graphs import Checkpoint, edited, evaluate, fire, numbers, operators, parse, recipes, weight, with_spec
 from lfm2export.passes import packing
 from lfm2export.passes.projections import fuse as fold_transposes
 from lfm2export.spec import CONV, FULL_ATTENTION

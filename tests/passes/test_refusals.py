@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import pytest
+
 import test_attention
 import test_last_token
 import test_rms_norm
 import test_rotary
 import test_short_conv
 from graphs import SPEC, Checkpoint, edited, evaluate, fire, parse, weight, with_spec
-from test_block_quantize import TABLE, table_feeds, tabled
-
 from lfm2export.passes import attention, last_token, rms_norm, rotary, short_conv
 from lfm2export.passes.block_quantize import table_pass
 from lfm2export.weights import BlockFormat
+from test_block_quantize import TABLE, table_feeds, tabled
 
 
 @pytest.mark.parametrize(("bits", "size", "columns"), [(4, 32, 80), (8, 32, 80), (8, 128, 64)])

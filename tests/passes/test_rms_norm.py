@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from graphs import assert_same_numbers, edited, fire, numbers, operators, parse, with_spec
 
+from graphs import assert_same_numbers, edited, fire, numbers, operators, parse, with_spec
 from lfm2export.passes import rms_norm
 from lfm2export.spec import CONV, FULL_ATTENTION
 

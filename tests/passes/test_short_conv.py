@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graphs import SPEC, assert_same_numbers, edited, fire, numbers, operators, parse, recipes, with_spec
 
+from graphs import SPEC, assert_same_numbers, edited, fire, numbers, operators, parse, recipes, with_spec
 from lfm2export.passes import short_conv
 from lfm2export.spec import CONV, FULL_ATTENTION
 from lfm2export.weights import Recipe

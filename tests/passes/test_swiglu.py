@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graphs import SPEC, Checkpoint, assert_same_numbers, edited, evaluate, fire, numbers, operators, parse, with_spec
 
+from graphs import SPEC, Checkpoint, assert_same_numbers, edited, evaluate, fire, numbers, operators, parse, with_spec
 from lfm2export.passes import swiglu
 from lfm2export.spec import CONV, FULL_ATTENTION
 

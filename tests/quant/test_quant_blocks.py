@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from matmulnbits import read_by_onnxruntime
 
 from lfm2export.quant import QuantizedBlocks, dequantize
 from lfm2export.quant.blocks import code_bytes, pack, unpack, zero_point_bytes
 from lfm2export.weights import BlockFormat
+from matmulnbits import read_by_onnxruntime
 
 FORMATS = [
     BlockFormat(bits, size, symmetric) for bits in (4, 8) for size in (16, 32, 64, 128) for symmetric in (True, False)

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from matmulnbits import read_by_onnxruntime
 from numpy.typing import NDArray
 
 from lfm2export.errors import TensorError
@@ -17,6 +16,7 @@ from lfm2export.quant import QUANTIZERS, dequantize, quantize
 from lfm2export.quant.blocks import unpack
 from lfm2export.quant.grid import CHUNK_WEIGHTS, HALF_MAX
 from lfm2export.weights import BlockFormat, Quantizer
+from matmulnbits import read_by_onnxruntime
 
 FORMATS = [
     BlockFormat(bits, size, symmetric) for bits in (4, 8) for size in (16, 32, 64, 128) for symmetric in (True, False)
