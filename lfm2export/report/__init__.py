@@ -1,0 +1,81 @@
+"""The parity report: one verification as parity.json, parity.md, parity.html, the card's table, and JUnit XML.
+
+None of these files is in the manifest, nor is the card's parity section, so an artifact's hashes stay valid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lfm2export.errors import ArtifactError, OutputError
+from lfm2export.package.card import PARITY_BEGIN, fill_parity
+from lfm2export.report import facts, junit, markdown, page
+from lfm2export.verify.document import read_parity, write_parity
+from lfm2export.verify.results import Verification
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written. card: None where the folder has no card, or one without the place for the table."""
+
+    json: Path
+    markdown: Path
+    html: Path
+    card: Path | None
+    junit: Path | None
+
+
+def write_report(folder: Path, result: Verification, *, junit_file: Path | None = None) -> Report:
+    """Write parity.json, .md and .html into `folder`, the table into its card, and the verdicts to `junit_file`.
+
+    Raises:
+        OutputError: something cannot be written.
+    """
+    try:
+        return Report(
+            json=write_parity(result, folder),
+            markdown=_write(folder / markdown.FILE, markdown.render(result)),
+            html=_write(folder / page.FILE, page.render(result, facts.read_sizes(folder))),
+            card=_fill_card(folder / CARD, markdown.render_card(result)),
+            junit=junit.write_junit(junit_file, result) if junit_file is not None else None,
+        )
+    except OSError as error:
+        raise OutputError(f"the report cannot be written: {error}; make {folder} writable") from error
+
+
+def render_again(folder: Path, *, junit_file: Path | None = None) -> tuple[Verification, Report]:
+    """The report of the parity.json in `folder`, written anew; what was measured stays as it is.
+
+    Raises:
+        ArtifactError: there is no parity.json, it is damaged, or of another schema.
+        OutputError: something cannot be written.
+    """
+    result = read_parity(folder)
+    return result, write_report(folder, result, junit_file=junit_file)
+
+
+def _fill_card(path: Path, table: str) -> Path | None:
+    if not path.is_file():
+        return None
+    card = path.read_bytes().decode("utf-8", "surrogateescape")
+    if PARITY_BEGIN not in card:  # someone else's card
+        return None
+    try:
+        filled = fill_parity(card, table)
+    except ArtifactError:
+        return None
+    return _write(path, filled)
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write `path` whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(text.encode("utf-8", "surrogateescape"))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path

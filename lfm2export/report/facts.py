@@ -1,0 +1,158 @@
+"""What every form of the report says, taken from the records once: summary rows, failures, first differences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lfm2export.artifact import available_models
+from lfm2export.errors import Lfm2ExportError
+from lfm2export.inspection import inspect_model
+from lfm2export.report import words
+from lfm2export.spec import parse_spec, read_config
+from lfm2export.verify.figures import Difference, TextMeasures, Verdict
+from lfm2export.verify.results import Failure, FileResult, Verification
+
+#: role -> bytes, by dtype. A dtype whose file is not there is missing.
+Sizes = Mapping[str, Mapping[str, int]]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One figure in words. key: what it is called where the forms agree on names."""
+
+    key: str
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
+class PlacedDifference:
+    """A first difference, and the prompt's name and the length of the answer it is in."""
+
+    dtype: str
+    prompt: str
+    length: int
+    found: Difference
+
+
+def headline(result: Verification) -> str:
+    """The verdict in one line."""
+    failed = [file.dtype for file in result.files if file.verdict is Verdict.FAILED]
+    files = ", ".join(file.dtype for file in result.files) or "no file"
+    if failed:
+        return f"Parity FAILED for {', '.join(failed)}" + (f" (of {files})" if len(failed) < len(result.files) else "")
+    if result.verdict is Verdict.NOT_MEASURED:
+        return f"Parity not measured ({files})"
+    return f"Parity passed: {files}"
+
+
+def reference_line(result: Verification) -> str:
+    """What the files were compared with."""
+    known = {True: ", the files that build.json names", False: ", NOT the files that build.json names"}
+    matches = known[result.reference.matches] if result.reference.matches is not None else ""
+    quick = "quick check, " if result.quick else ""
+    prompts = words.plural(len(result.prompts), "prompt")
+    steps = words.plural(result.steps, "teacher-forced step")
+    return (
+        f"Compared with PyTorch on {result.reference.name}{matches}: {quick}{prompts} of {steps}, "
+        f"{words.seconds(result.seconds)}."
+    )
+
+
+def text_of(file: FileResult, route: str | None = None) -> TextMeasures | None:
+    """What was measured over text by `route`, or by the first there is."""
+    return next((found for found in file.text or () if route in (None, found.route)), None)
+
+
+def size_fact(file: FileResult) -> str:
+    bits = f", {file.bits_per_weight:.2f} bits per weight" if file.bits_per_weight is not None else ""
+    return words.megabytes(file.bytes) + bits
+
+
+def greedy_fact(file: FileResult) -> str:
+    """How many answers are the reference's own, token for token."""
+    if file.greedy is None:
+        return words.NOT_MEASURED
+    same = sum(1 for found in file.greedy if found.difference is None)
+    parted = [found.difference for found in file.greedy if found.difference is not None]
+    ties = sum(1 for difference in parted if difference.near_tie)
+    notes = [words.plural(ties, "near tie")] if ties else []
+    if len(parted) > ties:
+        notes.append(words.plural(len(parted) - ties, "real difference"))
+    return f"{same} of {len(file.greedy)} equal" + (f" ({', '.join(notes)})" if notes else "")
+
+
+def summary(file: FileResult) -> list[Fact]:
+    """The figures that matter, in the order of the report."""
+    text = text_of(file)
+    decode = text_of(file, "decode")
+    same, shipped = file.arithmetic, file.steps
+    return [
+        Fact("size", "size", size_fact(file)),
+        Fact("logits", "logits, same weights, largest difference", words.figure(same.max_abs_logits if same else None)),
+        Fact("caches", "caches, same weights, largest difference", words.figure(same.max_abs_caches if same else None)),
+        Fact("own", "logits, as shipped, same weights, share", words.share(shipped.own_logits if shipped else None)),
+        Fact("step_kld", "KLD per step, as shipped", words.figure(shipped.mean_kld if shipped else None)),
+        Fact("step_top", "same top token per step", words.share(shipped.same_top if shipped else None)),
+        Fact("text_kld", "KLD over text, nats", words.mean(text.kld if text else None)),
+        Fact("text_top", "same top token over text", words.share(text.same_top if text else None)),
+        Fact("perplexity", "perplexity (reference)", _perplexity(text)),
+        Fact(
+            "decode_perplexity", "perplexity by cached decode", words.perplexity(decode.perplexity if decode else None)
+        ),
+        Fact("greedy", "greedy answers", greedy_fact(file)),
+    ]
+
+
+def _perplexity(text: TextMeasures | None) -> str:
+    if text is None:
+        return words.NOT_MEASURED
+    return f"{words.perplexity(text.perplexity)} ({words.perplexity(text.reference_perplexity)})"
+
+
+def place(failure: Failure, result: Verification) -> str:
+    """Where a failure shows first, in words; empty where it is in no one place."""
+    parts = []
+    if failure.layer is not None:
+        parts.append(f"layer {failure.layer}")
+    if failure.tensor is not None:
+        parts.append(failure.tensor)
+    if failure.prompt is not None:
+        parts.append(f"prompt {prompt_name(result, failure.prompt)}")
+    if failure.step is not None:
+        parts.append(f"step {failure.step}")
+    if failure.got is not None and failure.limit is not None:
+        parts.append(f"{words.figure(failure.got)}, limit {words.figure(failure.limit)}")
+    return ", ".join(parts)
+
+
+def differences(result: Verification) -> list[PlacedDifference]:
+    """Every first difference of greedy answers."""
+    return [
+        PlacedDifference(file.dtype, prompt_name(result, found.prompt), len(found.tokens), found.difference)
+        for file in result.files
+        for found in file.greedy or ()
+        if found.difference is not None
+    ]
+
+
+def prompt_name(result: Verification, index: int) -> str:
+    """A prompt by its name; by its number where the record has none of that number."""
+    return result.prompts[index].name if 0 <= index < len(result.prompts) else str(index)
+
+
+def read_sizes(folder: Path) -> Sizes:
+    """Bytes by role of every readable model file in `folder`, from the graphs alone."""
+    try:
+        spec = parse_spec(read_config(folder))
+    except Lfm2ExportError:
+        return {}
+    found: dict[str, Mapping[str, int]] = {}
+    for dtype, path in available_models(folder).items():
+        try:
+            found[dtype] = inspect_model(path, dtype, spec).bytes_by_role
+        except Lfm2ExportError:  # a damaged graph has no sizes; that it is damaged is the verifier's finding
+            continue
+    return found
