@@ -1,4 +1,5 @@
-"""The runtimes that an artifact is made for, run on it: Transformers.js in Node and in a browser, onnxruntime-genai.
+"""The runtimes that an artifact is made for, run on it: the model card's onnxruntime loop, Transformers.js in Node and
+in a browser, onnxruntime-genai.
 
 Each is compared with the Python loop on the same file (`reference.py` says what equal means). A consumer that is not
 installed is reported as not run, with what to do; `setup.sh` beside this file installs all of them.
@@ -29,7 +30,7 @@ __all__ = [
 ]
 
 #: The names that the command line knows.
-CONSUMERS = ("node", "browser", "node-webgpu", "genai")
+CONSUMERS = ("onnxruntime", "node", "browser", "node-webgpu", "genai")
 
 #: What `run_check_consumers` writes into the folder.
 FILE = "consumers.json"
@@ -83,6 +84,12 @@ def run_check_consumers(
     return report.good
 
 
+def _onnxruntime(folder: Path, asked: Mapping[str, Asked]) -> list[ConsumerResult]:
+    from lfm2export.consumers.card_loop import check_card_loop
+
+    return check_card_loop(folder, asked)
+
+
 def _node(folder: Path, asked: Mapping[str, Asked]) -> list[ConsumerResult]:
     from lfm2export.consumers.transformers_js import check_node
 
@@ -108,6 +115,7 @@ def _genai(folder: Path, asked: Mapping[str, Asked]) -> list[ConsumerResult]:
 
 
 _RUNNERS: dict[str, Callable[[Path, Mapping[str, Asked]], list[ConsumerResult]]] = {
+    "onnxruntime": _onnxruntime,
     "node": _node,
     "browser": _browser,
     "node-webgpu": _node_webgpu,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,6 +15,7 @@ from lfm2export.consumers.locate import HERE, Missing
 from lfm2export.consumers.prompts import CARD_MESSAGES, CHAT, MAX_NEW_TOKENS, PLAIN, TOOL_CALL
 from lfm2export.consumers.reference import compare, judge
 from lfm2export.consumers.result import Check, ConsumerResult, Verdict, judged
+from lfm2export.consumers.workers import last_words, run_worker
 from lfm2export.contract import MODEL_FILES
 
 GENAI = "onnxruntime-genai"
@@ -41,15 +40,14 @@ def check_genai(folder: Path, asked: Mapping[str, Asked]) -> list[ConsumerResult
     named = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model"]["decoder"]["filename"]
     tasks = [_task(named, one) for one in asked.values()]
     started = time.perf_counter()
-    answers, said = _run(python, folder, tasks)
+    request = {"folder": str(folder.resolve()), "tasks": tasks}
+    answers, said = run_worker([python, "-I", HERE / "genai_worker.py"], request, timeout=TIMEOUT)
     spent = round((time.perf_counter() - started) / max(1, len(tasks)), 1)
     version = f"{answers[0]['version']}, onnxruntime {answers[0]['onnxruntime']}" if answers else None
     answered = {answer["task"]: answer for answer in answers if "task" in answer}
     results = []
     for number, one in enumerate(asked.values()):
-        answer = answered.get(
-            number, {"error": said.strip().splitlines()[-1] if said.strip() else "it ended in silence"}
-        )
+        answer = answered.get(number, {"error": last_words(said)})
         if "value" not in answer:
             results.append(ConsumerResult(GENAI, one.dtype, DEVICE, Verdict.FAILED, version, answer["error"]))
         else:
@@ -76,20 +74,6 @@ def _task(named: str, asked: Asked) -> dict[str, Any]:
         "limit": MAX_NEW_TOKENS,
         "max_length": MAX_LENGTH,
     }
-
-
-def _run(python: Path, folder: Path, tasks: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
-    with tempfile.TemporaryDirectory(prefix="lfm2export-genai-") as scratch:
-        request, answers = Path(scratch) / "request.json", Path(scratch) / "answers.jsonl"
-        request.write_text(json.dumps({"folder": str(folder.resolve()), "tasks": tasks}), encoding="utf-8")
-        command = [str(python), "-I", str(HERE / "genai_worker.py"), str(request), str(answers)]
-        try:
-            ran = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT)
-            said = ran.stderr
-        except subprocess.TimeoutExpired:
-            said = f"stopped after {TIMEOUT:.0f} s"
-        lines = answers.read_text(encoding="utf-8").splitlines() if answers.exists() else []
-        return [json.loads(line) for line in lines], said
 
 
 def _result(asked: Asked, value: Mapping[str, Any]) -> ConsumerResult:

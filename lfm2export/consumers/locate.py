@@ -59,6 +59,12 @@ def genai() -> Path | Missing:
     return python if python.exists() else Missing(f"onnxruntime-genai is not installed; {SETUP}")
 
 
+def oldest_onnxruntime() -> Path | Missing:
+    """Python of an environment with the oldest onnxruntime that runs every file; all else in it is this one's."""
+    python = TOOLS / "onnxruntime-oldest" / "bin" / "python"
+    return python if python.exists() else Missing(f"the oldest onnxruntime is not installed; {SETUP}")
+
+
 def vulkan_environment() -> dict[str, str]:
     """Variables that let Node's WebGPU find the software Vulkan of setup.sh; none where it is not, or not wanted.
 

@@ -79,6 +79,9 @@ PLAIN = Prompt("plain", text=PLAIN_TEXT)
 CHAT = Prompt("chat", messages=CARD_MESSAGES)
 TOOL_CALL = Prompt("tools", messages=TOOL_MESSAGES, tools=TOOLS)
 
+#: What the card's ONNX Runtime loop asks.
+CARD_LOOP = Prompt("card: loop", messages=({"role": "user", "content": "What is C. elegans?"},))
+
 #: The two examples of the card under its own settings: greedy, with the repetition penalty that the folder asks for.
 CARD_CHAT = Prompt("card: basic example", messages=CARD_MESSAGES, penalty=True, max_new_tokens=CARD_MAX_NEW_TOKENS)
 CARD_TOOLS = Prompt(
@@ -96,7 +99,7 @@ class Example:
 
     def request(self, dtype: str, device: str | None) -> dict[str, Any]:
         """The example for `dtype`, and for `device` where it names another that this consumer does not have."""
-        source = (resources.files("lfm2export.consumers") / "js" / "examples" / self.file).read_text(encoding="utf-8")
+        source = (resources.files("lfm2export.consumers") / "examples" / self.file).read_text(encoding="utf-8")
         source = replaced(source, 'dtype: "q4"', f"dtype: {json.dumps(dtype)}")
         if device is not None and 'device: "webgpu"' in source:
             source = replaced(source, 'device: "webgpu"', f"device: {json.dumps(device)}")

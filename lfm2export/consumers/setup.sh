@@ -2,11 +2,12 @@
 # Install everything that check-consumers runs: npm's packages, a Chromium, onnxruntime-genai, a software Vulkan.
 # Runs again at no cost: what is there already stays. Fails with the line that installs what it may not install itself.
 #
-#   setup.sh [--without-lavapipe]
+#   PYTHON=.venv/bin/python setup.sh [--without-lavapipe]
 set -euo pipefail
+python="$(command -v "${PYTHON:-python3}")" # the Python that lfm2export is installed in
+[ "${python#/}" != "$python" ] || python="$PWD/$python"
 cd "$(dirname "$0")"
 tools="$PWD/.tools"
-python="${PYTHON:-python3}"
 mkdir -p "$tools"
 
 say() { printf 'consumers: %s\n' "$*"; }
@@ -46,6 +47,22 @@ genai() {
     fi
 }
 
+# The oldest onnxruntime that runs every file, in front of the packages that the tool itself has.
+oldest_onnxruntime() {
+    local target="$tools/onnxruntime-oldest" site
+    site="$("$python" -c 'import onnxruntime, pathlib; print(pathlib.Path(onnxruntime.__file__).parent.parent)' 2>/dev/null)" ||
+        fail "$python has no onnxruntime: set PYTHON to the Python that lfm2export is installed in"
+    if ! cmp -s requirements-oldest.txt "$target/requirements.txt"; then
+        say "the oldest onnxruntime in .tools/onnxruntime-oldest"
+        rm -rf "$target"
+        "$python" -m venv "$target"
+        "$target/bin/python" -m pip install --quiet -r requirements-oldest.txt
+        "$target/bin/python" -c 'import pathlib, sys, sysconfig
+pathlib.Path(sysconfig.get_path("purelib"), "zz_lfm2export.pth").write_text(sys.argv[1] + "\n")' "$site"
+        cp requirements-oldest.txt "$target/requirements.txt"
+    fi
+}
+
 # Mesa's lavapipe computes in float16, which Chromium's own software adapter does not. Debian 12 has it in its backports; it is
 # unpacked beside, never installed. Where that is not possible Node's WebGPU is reported as not run.
 lavapipe() {
@@ -82,5 +99,6 @@ lavapipe() {
 node_packages
 browser
 genai
+oldest_onnxruntime
 [ "${1:-}" = --without-lavapipe ] || lavapipe
 say "ready"

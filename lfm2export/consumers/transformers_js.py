@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +26,7 @@ from lfm2export.consumers.prompts import (
 )
 from lfm2export.consumers.reference import Comparison, compare, judge
 from lfm2export.consumers.result import Check, ConsumerResult, Verdict, judged
+from lfm2export.consumers.workers import Answer, last_words, run_worker
 from lfm2export.contract import HALF_DTYPES, MODEL_FILES
 
 NODE = "transformers.js/node"
@@ -40,8 +37,6 @@ TIMEOUT = 1800.0
 
 #: What the library takes by itself where it is told no dtype, by device.
 DEFAULT_DTYPES = {"wasm": "q8"}
-
-Answer = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -80,26 +75,10 @@ def run_script(
     script: str, folder: Path, tasks: Sequence[Mapping[str, Any]], environment: Mapping[str, str] | None = None
 ) -> tuple[list[Answer], str]:
     """Run `tasks` with js/`script`; the answers in order, and what the process said on stderr."""
-    with tempfile.TemporaryDirectory(prefix="lfm2export-consumer-") as scratch:
-        request, answers = Path(scratch) / "request.json", Path(scratch) / "answers.jsonl"
-        request.write_text(json.dumps({"folder": str(folder.resolve()), "tasks": list(tasks)}), encoding="utf-8")
-        found = locate.browser()
-        chromium = {} if isinstance(found, Missing) else {"CHROMIUM": str(found)}
-        command = ["node", str(JS / script), str(request), str(answers)]
-        try:
-            ran = subprocess.run(
-                command,
-                env={**os.environ, **chromium, **(environment or {})},
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=TIMEOUT,
-            )
-            said = ran.stderr
-        except subprocess.TimeoutExpired:
-            said = f"stopped after {TIMEOUT:.0f} s"
-        lines = answers.read_text(encoding="utf-8").splitlines() if answers.exists() else []
-        return [json.loads(line) for line in lines], said
+    found = locate.browser()
+    chromium = {} if isinstance(found, Missing) else {"CHROMIUM": str(found)}
+    request = {"folder": str(folder.resolve()), "tasks": list(tasks)}
+    return run_worker(["node", JS / script], request, timeout=TIMEOUT, environment={**chromium, **(environment or {})})
 
 
 def check_node(folder: Path, asked: Mapping[str, Asked], device: str = "cpu") -> list[ConsumerResult]:
@@ -122,7 +101,7 @@ def check_node(folder: Path, asked: Mapping[str, Asked], device: str = "cpu") ->
     results: list[ConsumerResult] = []
     for request in requests:
         count, done = len(request.tasks()), sum(len(r.tasks()) for r in requests[: requests.index(request)])
-        group = [answered.get(done + k, {"error": _last_line(said)}) for k in range(count)]
+        group = [answered.get(done + k, {"error": last_words(said)}) for k in range(count)]
         error = group[0].get("error")
         if device == "webgpu" and error is not None and "adapter" in error:
             reason = f"no WebGPU adapter: Vulkan finds no device; {locate.SETUP}, or set LFM2EXPORT_VULKAN=system"
@@ -147,7 +126,7 @@ def check_browser(
         f"{locate.package_version('onnxruntime-web')}"
     )
     if not facts:
-        reason = f"the browser did not start: {_last_line(said)}"
+        reason = f"the browser did not start: {last_words(said)}"
         return [ConsumerResult(BROWSER, dtype, device, Verdict.FAILED, library, reason) for dtype, device in pairs]
     version = f"{library}, Chromium {facts[0]['browser']}"
     reasons = {pair: _refusal(*pair, facts[0]["adapter"]) for pair in pairs}
@@ -160,7 +139,7 @@ def check_browser(
     answered = {line["task"]: line for line in lines if "task" in line}
     results, done = [], 0
     for request, group in zip(requests, tasks, strict=True):
-        taken = [answered.get(done + k, {"error": _last_line(said)}) for k in range(len(group))]
+        taken = [answered.get(done + k, {"error": last_words(said)}) for k in range(len(group))]
         done += len(group)
         device_version = version if request.device == "wasm" else f"{version}, {_adapter_name(facts[0]['adapter'])}"
         result = evaluate(BROWSER, device_version, request, asked[request.dtype], taken)
@@ -256,8 +235,3 @@ def _adapter_name(adapter: Mapping[str, Any]) -> str:
 def _reduced(task: dict[str, Any]) -> dict[str, Any]:
     """`task` with the numbers of tokens of an emulated GPU (the browser's script does this by itself)."""
     return task | {name.removeprefix("software_"): task[name] for name in task if name.startswith("software_")}
-
-
-def _last_line(said: str) -> str:
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return next((line for line in lines if "Error" in line), lines[-1] if lines else "the process ended in silence")

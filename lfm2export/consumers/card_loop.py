@@ -1,0 +1,65 @@
+"""The model card's ONNX Runtime loop, as it stands in the card, on this onnxruntime and on the oldest one."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+from lfm2export.consumers import locate
+from lfm2export.consumers.asked import Asked
+from lfm2export.consumers.locate import HERE, Missing
+from lfm2export.consumers.prompts import CARD_LOOP, MAX_NEW_TOKENS
+from lfm2export.consumers.reference import compare, judge
+from lfm2export.consumers.result import Check, ConsumerResult, Verdict, judged
+from lfm2export.consumers.workers import Answer, last_words, run_worker
+from lfm2export.contract import HALF_DTYPES, MODEL_FILES
+
+CONSUMER = "onnxruntime/card"
+DEVICE = "cpu"
+TIMEOUT = 900.0
+
+
+def check_card_loop(folder: Path, asked: Mapping[str, Asked]) -> list[ConsumerResult]:
+    """Every file on both releases."""
+    results: list[ConsumerResult] = []
+    for python in (Path(sys.executable), locate.oldest_onnxruntime()):
+        if isinstance(python, Missing):
+            results += [ConsumerResult.not_run(CONSUMER, dtype, DEVICE, python.reason) for dtype in asked]
+        else:
+            results += run_release(python, folder, asked)
+    return results
+
+
+def run_release(python: Path, folder: Path, asked: Mapping[str, Asked]) -> list[ConsumerResult]:
+    """Every file with `python`'s onnxruntime."""
+    program = (resources.files("lfm2export.consumers") / "examples" / "loop.py.txt").read_text(encoding="utf-8")
+    request = {
+        "program": program,
+        "folder": str(folder.resolve()),
+        "limit": MAX_NEW_TOKENS,
+        "tasks": [{"file": MODEL_FILES[dtype], "half": dtype in HALF_DTYPES} for dtype in asked],
+    }
+    started = time.perf_counter()
+    answers, said = run_worker([python, HERE / "card_loop_worker.py"], request, timeout=TIMEOUT)
+    spent = round((time.perf_counter() - started) / max(1, len(asked)), 1)
+    version = answers[0]["version"] if answers else None
+    answered = {answer["task"]: answer for answer in answers if "task" in answer}
+    return [
+        _result(one, answered.get(number, {"error": last_words(said)}), version, spent)
+        for number, one in enumerate(asked.values())
+    ]
+
+
+def _result(asked: Asked, answer: Answer, version: str | None, seconds: float) -> ConsumerResult:
+    if "value" not in answer:
+        return ConsumerResult(CONSUMER, asked.dtype, DEVICE, Verdict.FAILED, version, str(answer["error"]))
+    value, wanted = answer["value"], asked.answer(CARD_LOOP)
+    same = tuple(value["prompt"]) == wanted.prompt
+    judgements, noise = judge(asked.dtype, [compare(CARD_LOOP.name, wanted, value["tokens"], value["top"])])
+    checks = [Check("prompt", Verdict.PASSED if same else Verdict.FAILED, "tokenizes as ours"), *judgements]
+    return ConsumerResult(
+        CONSUMER, asked.dtype, DEVICE, judged(checks), version, checks=tuple(checks), noise=noise, seconds=seconds
+    )
