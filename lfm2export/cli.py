@@ -74,6 +74,7 @@ def main() -> None:
     help="How a quantized table is read; the second does not load in a browser without WebGPU.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Default: one a core.")
+@click.option("--verify/--no-verify", default=True, show_default=True, help="Quick parity checks at the end.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @_errors_to_exit_code
 def build(source: str | None, dtypes: tuple[str, ...], output: Path | None, **options: Any) -> None:
@@ -87,7 +88,75 @@ def build(source: str | None, dtypes: tuple[str, ...], output: Path | None, **op
     """
     from lfm2export.commands import run_build
 
-    run_build(source, dtypes, output, **options)
+    sys.exit(0 if run_build(source, dtypes, output, **options) else 1)
+
+
+@main.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--reference", metavar="SOURCE", help="The checkpoint: a folder or hub id; default as build.json says.")
+@click.option("--dtype", "dtypes", type=click.Choice(DTYPES), multiple=True, help="Repeatable; default all.")
+@click.option("--prompts", type=FILE, help="Prompts, one a line; default the built-in ones.")
+@click.option("--steps", type=click.IntRange(min=1), default=16, show_default=True, help="Tokens after each prompt.")
+@click.option("--text", type=FILE, help="Text to score, perhaps .xz; default the shipped held-out text.")
+@click.option("--long", is_flag=True, help="A prompt as long as the context, instead of 4,096 tokens.")
+@click.option("--quick", is_flag=True, help="What build does at its end: no long prompt, no text.")
+@click.option("--reference-mode", type=click.Choice(["auto", "memory", "stream"]), default="auto", show_default=True)
+@click.option("--against", type=FOLDER, help="Another artifact, compared on the same text in pairs.")
+@click.option("--junit", type=FILE, help="Write the verdicts as JUnit XML.")
+@click.option("--threads", type=click.IntRange(min=1), help="Default: one for small models, else the runtime's choice.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@_errors_to_exit_code
+def verify(folder: Path, **options: Any) -> None:
+    """Prove an artifact against PyTorch, or fail it: exit code 1. Writes parity.json, parity.md and parity.html.
+
+    \b
+    Example:
+      lfm2-export verify ./my-lfm2-ONNX --reference ./my-lfm2
+    """
+    from lfm2export.commands import run_verify
+
+    sys.exit(0 if run_verify(folder, **options) else 1)
+
+
+@main.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--junit", type=FILE, help="Write the verdicts as JUnit XML.")
+@_errors_to_exit_code
+def report(folder: Path, junit: Path | None) -> None:
+    """Write parity.md, parity.html and the card's table again from parity.json; exit code 1 if it says failed.
+
+    \b
+    Example:
+      lfm2-export report ./my-lfm2-ONNX
+    """
+    from lfm2export.report import render_again
+
+    verification, _ = render_again(folder, junit_file=junit)
+    click.echo(f"{folder}: {verification.verdict.value}")
+    sys.exit(0 if verification.passed else 1)
+
+
+@main.command("check-consumers")
+@click.argument("folder", type=FOLDER)
+@click.option("--dtype", "dtypes", type=click.Choice(DTYPES), multiple=True, help="Repeatable; default all.")
+@click.option("--consumer", "consumers", multiple=True, help="Repeatable; default all that are installed.")
+@click.option("--json", "as_json", is_flag=True, help="The same for machines.")
+@_errors_to_exit_code
+def check_consumers(folder: Path, dtypes: tuple[str, ...], consumers: tuple[str, ...], as_json: bool) -> None:
+    """Run an artifact in the runtimes that are installed: ONNX Runtime, Transformers.js, browsers, onnxruntime-genai.
+
+    \b
+    Example:
+      lfm2-export check-consumers ./my-lfm2-ONNX --dtype q4
+    """
+    from lfm2export.console import progress_on_stderr
+    from lfm2export.consumers import run_check_consumers
+
+    with progress_on_stderr() as progress:
+        good = run_check_consumers(
+            folder, dtypes=dtypes, consumers=consumers, as_json=as_json, show=click.echo, progress=progress
+        )
+    sys.exit(0 if good else 1)
 
 
 @main.command()

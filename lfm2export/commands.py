@@ -31,9 +31,10 @@ def run_build(
     quiet: bool,
     block_size: str,
     table_bits: str,
+    verify: bool,
     **options: Any,
-) -> None:
-    """Build, then say in a few lines what was made."""
+) -> bool:
+    """Build, say in a few lines what was made, and verify it; whether it is good."""
     from lfm2export.pipeline import build
     from lfm2export.recipes import Options
 
@@ -62,6 +63,48 @@ def run_build(
                 err=True,
             )
     click.echo(f"{report.folder} is complete ({report.seconds:.1f} s)")
+    if not verify:
+        return True
+    return run_verify(
+        report.folder, reference=report.source.folder, dtypes=tuple(report.models), quick=True, quiet=quiet
+    )
+
+
+def run_verify(
+    folder: Path,
+    *,
+    quiet: bool,
+    prompts: Path | None = None,
+    junit: Path | None = None,
+    dtypes: Sequence[str] = (),
+    **options: Any,
+) -> bool:
+    """Verify, write the report, and say the verdict of every file; whether all passed."""
+    from lfm2export.report import write_report
+    from lfm2export.verify.run import verify_artifact
+
+    texts = _lines(prompts) if prompts is not None else None
+    with progress_on_stderr(quiet) as progress:
+        found = verify_artifact(folder, dtypes=tuple(dtypes) or None, prompts=texts, progress=progress, **options)
+    write_report(folder, found, junit_file=junit)
+    for file in found.files:
+        click.echo(f"{file.dtype:<6} {file.verdict.value}  {file.file}  ({file.seconds:.1f} s)")
+        for failure in file.failures[:5]:
+            click.echo(f"       {failure.message}", err=True)
+    click.echo(f"parity {found.verdict.value}: see {folder / 'parity.html'}")
+    return found.passed
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(
+            f"cannot read the prompts in {path} ({error}); give a UTF-8 text, one prompt a line"
+        ) from error
+    if not lines:
+        raise PromptError(f"{path} holds no prompt; give one a line")
+    return lines
 
 
 def run_inspect(folder: Path, as_json: bool) -> bool:

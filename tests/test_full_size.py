@@ -28,7 +28,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_350m_q4_is_small_and_runs(source: Path, tmp_path: Path, table_bits: str) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "lfm2export.cli", "build", str(source), "--table-bits", table_bits, "-o", str(out)]
-    assert run([*command, "--quiet"], check=False).returncode == 0
+    assert run([*command, "--quiet", "--no-verify"], check=False).returncode == 0
     everything = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     assert everything <= LARGEST[table_bits] * 1e6
     found = inspect_artifact(out)

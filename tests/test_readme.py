@@ -38,14 +38,15 @@ def examples() -> list[str]:
 def test_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_tiny(tmp_path / "my-lfm2", dtype="F32")
-    commands = sorted(set(examples()), key=lambda line: " build " not in line)
+    order = ("build", "verify", "report")
+    commands = sorted(set(examples()), key=lambda line: next((i for i, n in enumerate(order) if f" {n} " in line), 9))
     assert len(commands) >= 4
     for line in commands:
         arguments = shlex.split(line)[1:]
-        if arguments[0] == "synth":  # tests/test_full_size.py
+        if arguments[0] in ("synth", "check-consumers"):  # tests/test_full_size.py, tests/consumers
             continue
-        force = ["--force"] if arguments[0] == "build" else []
-        result = CliRunner().invoke(main, [*arguments, *force])
+        extra = {"build": ["--force", "--no-verify"], "verify": ["--quick"]}.get(arguments[0], [])
+        result = CliRunner().invoke(main, [*arguments, *extra])
         assert result.exit_code == 0, f"{line}: {result.output}"
 
 
