@@ -100,7 +100,9 @@ class StepsMeasure:
 
     max_abs_logits, max_abs_caches: the worst of all. mean_kld: over all steps. same_top: share of steps, 0 to 1.
     own_logits: of a file as shipped, how far its logits are at most from those of PyTorch on the file's own weights, as
-    a share of their magnitude: what rounding of activations does. None where that is the comparison anyway.
+    a share of their magnitude: what rounding of activations does. own_kld, own_shift: how far PyTorch on the file's own
+    weights is itself from PyTorch on the source's, as mean KLD and as the largest difference of logits: what rounding
+    of the weights does. None where the file's weights are unknown, or are the source's.
     """
 
     form: Form
@@ -112,6 +114,8 @@ class StepsMeasure:
     mean_kld: float | None
     same_top: float | None
     own_logits: float | None = None
+    own_kld: float | None = None
+    own_shift: float | None = None
 
 
 @dataclass(frozen=True)
@@ -142,8 +146,8 @@ class Difference:
     """Where greedy answers part: at `step` (0: the first token of the answer).
 
     margin: by how many logits the reference prefers its token to its second. gap: by how many to the artifact's token.
-    near_tie: gap is within what the file's rounding explains. before, ours, theirs: decoded text around it; theirs is
-    the reference's one token where the reference is streamed.
+    near_tie: gap is within `limit`, what the file's rounding explains. before, ours, theirs: decoded text around it;
+    theirs is the reference's one token where the reference is streamed.
     """
 
     step: int
@@ -155,6 +159,7 @@ class Difference:
     before: str | None
     ours: str | None
     theirs: str | None
+    limit: float | None = None
 
 
 @dataclass(frozen=True)
@@ -212,8 +217,12 @@ class Tolerances:
     Differences of logits and caches are limited as shares of the reference's largest magnitude there, where that is
     above 1, for so does rounding grow. exact_*: the exact copy against PyTorch on the same weights, and against itself
     by other routes. own_logits: the file as shipped against PyTorch on the file's own weights. route_*: the file as
-    shipped against itself by other routes. file_kld, text_kld: mean KLD to the source in nats, over steps and over
-    text. near_tie: the greatest gap of a greedy difference that rounding explains, in logits.
+    shipped against itself by other routes.
+
+    What weights lose in rounding differs from model to model, and PyTorch on the file's own weights measures it.
+    file_kld, text_kld: what mean KLD to the source may be beyond a multiple of that (`KLD_FACTOR`), in nats, over steps
+    and over text. near_tie: the greatest gap of a greedy difference that rounding of activations explains, in logits;
+    that of the weights is added (`GAP_FACTOR`).
     """
 
     exact_logits: float

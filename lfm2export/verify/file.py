@@ -20,13 +20,13 @@ from lfm2export.reference import load_reference
 from lfm2export.runtime import OnnxModel
 from lfm2export.verify import judge, routes, text, variants
 from lfm2export.verify.expected import Expected, ExpectedChunk, ExpectedLong, expect
-from lfm2export.verify.figures import Against, CheckName, Form, StepsMeasure, TextMeasures, Tolerances
+from lfm2export.verify.figures import Against, CheckName, Form, TextMeasures, Tolerances
 from lfm2export.verify.greedy import greedy_answers, measure_greedy
 from lfm2export.verify.results import Check, FileResult
 from lfm2export.verify.source import Source
-from lfm2export.verify.steps import measure_steps
+from lfm2export.verify.steps import measure_steps, with_own
 from lfm2export.verify.stored import StoredWeights, read_stored
-from lfm2export.verify.tolerances import TOLERANCES
+from lfm2export.verify.tolerances import TOLERANCES, kld_limit, tie_limit
 from lfm2export.verify.weights import measure_weights
 
 if TYPE_CHECKING:
@@ -164,9 +164,11 @@ class FileChecks:
     def _file(self, model: OnnxModel, own: Sequence[Expected] | None) -> Check:
         found = measure_steps(model, self.plan.expected, Form.SHIPPED, "source", self.progress)
         if own is not None:
-            found = replace(found, own_logits=_share(measure_steps(model, own, Form.SHIPPED, "file")))
+            against_own = measure_steps(model, own, Form.SHIPPED, "file")
+            found = with_own(found, self.plan.expected, own, against_own)
         self.found.figures["steps"] = found
-        return judge.judge_file(found, self.names, self.limits, 0.0)
+        most_kld = kld_limit(self.dtype, self.limits.file_kld, found)
+        return judge.judge_file(found, self.names, self.limits, most_kld, 0.0)
 
     def _routes(self, model: OnnxModel, form: Form, long: ExpectedLong | None) -> None:
         """Chunks, padding, turns, long; each check holds the routes of both forms."""
@@ -203,19 +205,21 @@ class FileChecks:
             self.plan.reference,
             self.plan.expected,
             answers,
-            self.limits.near_tie,
+            tie_limit(self.limits, self.found.figures.get("steps")),
             self.plan.tokenizer,
             self.plan.own_answers,
             self.progress,
         )
         self.found.figures["greedy"] = found
-        return judge.judge_greedy(found, self.names, self.limits.near_tie, 0.0)
+        return judge.judge_greedy(found, self.names, 0.0)
 
     def _text(self) -> Check:
         assert self.plan.text is not None
         found = text_measures(self.plan.folder, self.path, self.plan.text, self.plan.threads, self.progress)
         self.found.figures["text"] = tuple(found)
-        return judge.judge_text(found, self.limits.text_kld, 0.0)
+        return judge.judge_text(
+            found, kld_limit(self.dtype, self.limits.text_kld, self.found.figures.get("steps")), 0.0
+        )
 
     def _open(self, graph: bytes | None, optimization: Any) -> OnnxModel:
         return OnnxModel(
@@ -251,11 +255,6 @@ def _compared(
     chosen = dtype if dtype in against else next(iter(against))
     pairs = [(a, b) for a in mine for b in against[chosen] if a.route == b.route]
     return tuple(text.compare_text(a, b, other, chosen) for a, b in pairs)
-
-
-def _share(found: StepsMeasure) -> float:
-    """The largest difference of logits as a share of their magnitude."""
-    return max(p.logits.max_abs if p.logits.max_rel is None else p.logits.max_rel for p in found.points)
 
 
 def _sizes(path: Path, model: onnx.ModelProto) -> tuple[int, int]:

@@ -76,6 +76,7 @@ def measure_greedy(
                 margin=float(best - second),
                 gap=gap,
                 near_tie=gap <= near_tie,
+                limit=near_tie,
                 before=_decoded(tokenizer, (*prompt.tokens, *answer[:step])[-2 * AROUND :]),
                 ours=_decoded(tokenizer, answer[step : step + AROUND]),
                 theirs=_decoded(tokenizer, theirs or (int(choices[step]),)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -62,6 +63,23 @@ def measure_steps(
         max_abs_caches=max((value for values in series for value in values), default=None),
         mean_kld=measures.mean(klds).mean,
         same_top=sum(point.logits.top1_equal for point in points) / len(points) if points else None,
+    )
+
+
+def with_own(
+    shipped: StepsMeasure, source: Sequence[Expected], own: Sequence[Expected], against_own: StepsMeasure
+) -> StepsMeasure:
+    """`shipped` with what the file's own weights explain.
+
+    source, own: the reference on the source's weights and on the file's; against_own: the file against the latter.
+    """
+    pairs = [(theirs.logits, ours.logits) for theirs, ours in zip(source, own, strict=True)]
+    shares = [p.logits.max_abs if p.logits.max_rel is None else p.logits.max_rel for p in against_own.points]
+    return replace(
+        shipped,
+        own_logits=max(shares),
+        own_kld=float(np.concatenate([measures.kld(theirs, ours) for theirs, ours in pairs]).mean()),
+        own_shift=max(float(np.abs(theirs - ours).max()) for theirs, ours in pairs),
     )
 
 
