@@ -14,14 +14,13 @@ from lfm2export.consumers.locate import JS, Missing
 from lfm2export.consumers.prompts import (
     BASIC_EXAMPLE,
     BATCH,
-    CARD_CHAT,
-    CARD_TOOLS,
     CHAT,
     MAX_NEW_TOKENS,
     PLAIN,
     SOFTWARE_MAX_NEW_TOKENS,
     TOOL_CALL,
     TOOLS_EXAMPLE,
+    Example,
     Prompt,
 )
 from lfm2export.consumers.reference import Comparison, compare, judge
@@ -41,19 +40,26 @@ DEFAULT_DTYPES = {"wasm": "q8"}
 
 @dataclass(frozen=True)
 class Request:
-    """One model file on one device. `asked_dtype` None: the library chooses, and `dtype` is what it must choose."""
+    """One model file on one device. `asked_dtype` None: the library chooses, and `dtype` is what it must choose.
+
+    examples: of the card, which the job also answers under the card's own settings.
+    """
 
     dtype: str
     device: str
     asked_dtype: str | None
-    examples: bool = True
+    examples: tuple[Example, ...] = (BASIC_EXAMPLE, TOOLS_EXAMPLE)
+
+    @property
+    def card_prompts(self) -> tuple[Prompt, ...]:
+        return tuple(example.prompt for example in self.examples)
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
-        return (PLAIN, CHAT, TOOL_CALL, *((CARD_CHAT, CARD_TOOLS) if self.examples else ()))
+        return (PLAIN, CHAT, TOOL_CALL, *self.card_prompts)
 
     def tasks(self) -> list[dict[str, Any]]:
-        """The job, and the two examples of the card."""
+        """The job, and the examples."""
         job: dict[str, Any] = {
             "kind": "job",
             "dtype": self.asked_dtype,
@@ -63,12 +69,10 @@ class Request:
             "batch": list(BATCH),
             "alone": True,
             "software_max_new_tokens": SOFTWARE_MAX_NEW_TOKENS,
-            "software_prompts": [PLAIN.request()],
+            "software_prompts": [prompt.request() for prompt in (PLAIN, *self.card_prompts)],
             "software_alone": False,
         }
-        if not self.examples:
-            return [job]
-        return [job, *(example.request(self.dtype, self.device) for example in (BASIC_EXAMPLE, TOOLS_EXAMPLE))]
+        return [job, *(example.request(self.dtype, self.device) for example in self.examples)]
 
 
 def run_script(
@@ -92,7 +96,8 @@ def check_node(folder: Path, asked: Mapping[str, Asked], device: str = "cpu") ->
     )
     environment = locate.vulkan_environment() if device == "webgpu" else {}
     software = bool(environment)
-    requests = [Request(dtype, device, dtype, examples=device == "cpu") for dtype in asked]
+    examples = (BASIC_EXAMPLE, TOOLS_EXAMPLE) if device == "cpu" else (TOOLS_EXAMPLE,)  # the other names no device
+    requests = [Request(dtype, device, dtype, examples) for dtype in asked]
     tasks = [[_reduced(task) if software else task for task in request.tasks()] for request in requests]
     started = time.perf_counter()
     answers, said = run_script("node.mjs", folder, [task for group in tasks for task in group], environment)
@@ -174,7 +179,7 @@ def evaluate(consumer: str, version: str, request: Request, asked: Asked, answer
             comparisons.append(compare(f"row alone, of {row['pads']} pads", wanted, alone["tokens"], alone["top"]))
     judgements, noise = judge(request.dtype, comparisons)
     runs = {run["name"]: run for run in value["runs"]}
-    checks += [*judgements, *(_example_check(*pair, runs) for pair in zip(request.prompts[3:], examples, strict=True))]
+    checks += [*judgements, *(_example_check(*pair, runs) for pair in zip(request.card_prompts, examples, strict=True))]
     checks += _page_checks(request, answers)
     verdict = judged(checks)
     return ConsumerResult(consumer, request.dtype, request.device, verdict, version, checks=tuple(checks), noise=noise)
@@ -213,7 +218,7 @@ def _page_checks(request: Request, answers: Sequence[Answer]) -> list[Check]:
 def _browser_request(dtype: str, device: str) -> Request:
     """On wasm the library's own choice is taken where it is `dtype`; the examples run there, for WebGPU may be slow."""
     asked_dtype = None if DEFAULT_DTYPES.get(device) == dtype else dtype
-    return Request(dtype, device, asked_dtype, examples=device == "wasm")
+    return Request(dtype, device, asked_dtype, (BASIC_EXAMPLE, TOOLS_EXAMPLE) if device == "wasm" else ())
 
 
 def _refusal(dtype: str, device: str, adapter: Mapping[str, Any] | None) -> str | None:
