@@ -6,15 +6,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo/LFM2-shipped-ONNX
 
-.PHONY: demo test lint types setup setup-dev clean
+.PHONY: demo test consumers lint types setup setup-dev clean
 
 demo: setup
 	$(BIN)/lfm2-export build --dtype q4 --force -o $(DEMO)
 	$(BIN)/lfm2-export generate $(DEMO) -p "What is the capital of France?" --greedy --max-new-tokens 64
 	$(BIN)/lfm2-export generate $(DEMO) --raw -p "The os module provides" --seed 1 --max-new-tokens 64
 
-test: setup-dev
+test: setup-dev consumers
 	$(BIN)/python -m pytest
+
+# Node's packages, a Chromium, onnxruntime-genai: what the consumer tests run. What is there already stays.
+consumers:
+	PYTHON="$(PYTHON)" bash lfm2export/consumers/setup.sh
 
 lint: setup-dev
 	$(BIN)/ruff format --check .

@@ -72,10 +72,16 @@ lavapipe() {
         say "$why: this is not Debian 12 on amd64"
         return
     fi
+    local mirror
+    mirror="$(apt-get indextargets --format '$(REPO_URI)' 'Codename: bookworm' 'Component: main' 2>/dev/null | head -n 1)"
+    if [ -z "$mirror" ]; then
+        say "$why: apt has no Debian mirror to ask for backports"
+        return
+    fi
     local state="$tools/apt" packages
     rm -rf "$state" "$tools/lavapipe"
     mkdir -p "$state/lists/partial" "$state/cache/archives/partial" "$state/debs" "$tools/lavapipe/root"
-    printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian %s main\n' \
+    printf "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror %s main\n" \
         bookworm bookworm-backports >"$state/sources.list"
     local options=(-qq -o "Dir::Etc::SourceList=$state/sources.list" -o Dir::Etc::SourceParts=/dev/null
         -o "Dir::State::Lists=$state/lists" -o "Dir::Cache=$state/cache" -o APT::Sandbox::User=root)
