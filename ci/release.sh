@@ -45,9 +45,12 @@ rm -f "$out/junit.xml" "$out/sha256sums"
 "$tool" build ${source[@]+"${source[@]}"} "${dtypes[@]/#/--dtype=}" --no-verify -o "$artifact" "$@"
 
 failed=0
-# 1 is a verdict: the rest is still written. Anything else is no verdict, and ends here.
+# 1 with a report is a verdict: the rest is still written. Anything else is none, and ends here.
 "$tool" verify "$artifact" --junit "$out/junit.xml" ${verify[@]+"${verify[@]}"} || failed=$?
-if [ "$failed" -gt 1 ]; then exit "$failed"; fi
+if [ "$failed" -gt 1 ] || [ ! -f "$out/junit.xml" ]; then
+  echo "verify ended without a verdict (exit code $failed)" >&2
+  exit 2
+fi
 "$tool" inspect "$artifact" || failed=$?
 
 sum() { if command -v sha256sum >/dev/null; then sha256sum "$@"; else shasum -a 256 "$@"; fi; }

@@ -24,7 +24,10 @@ build)
   echo 1 >"$folder/onnx/a b"
   echo 2 >"$folder/.cache/x"
   ;;
-verify) echo "<testsuites/>" >"$4"; exit "$VERDICT" ;;
+verify)
+  if [ -z "${CRASH:-}" ]; then echo "<testsuites/>" >"$4"; fi
+  exit "$VERDICT"
+  ;;
 esac
 """
 
@@ -65,8 +68,10 @@ def test_verdict_is_the_exit_code(stub: Path, tmp_path: Path, verdict: int) -> N
     assert verified.endswith("junit.xml --steps 4") and inspected.startswith("inspect")
 
 
-def test_an_error_ends_it(stub: Path, tmp_path: Path) -> None:
-    assert release(tmp_path / "out", LFM2_EXPORT=str(stub), VERDICT="2").returncode == 2
+@pytest.mark.parametrize("outcome", [{"VERDICT": "2"}, {"VERDICT": "1", "CRASH": "1"}])
+def test_what_is_no_verdict_ends_it(stub: Path, tmp_path: Path, outcome: dict[str, str]) -> None:
+    done = release(tmp_path / "out", LFM2_EXPORT=str(stub), **outcome)
+    assert done.returncode == 2 and "without a verdict" in done.stderr
     assert not (tmp_path / "out" / "sha256sums").exists()
 
 
