@@ -18,7 +18,7 @@ test: setup-dev consumers
 
 # Node's packages, a Chromium, onnxruntime-genai: what the consumer tests run. What is there already stays.
 consumers:
-	PYTHON="$(PYTHON)" bash lfm2export/consumers/setup.sh
+	PYTHON="$(CURDIR)/$(BIN)/python" bash lfm2export/consumers/setup.sh
 
 lint: setup-dev
 	$(BIN)/ruff format --check .
