@@ -35,16 +35,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """What every file is measured on. long, text: None where they are left out, and `why` says so."""
+    """What every file is measured on, and what the reference gives there.
+
+    author: who wrote the answers in `expected`: "reference", or the dtype of a file. long, text: None where they are
+    left out. expected_long: None where no file is its own exact copy. greedy: tokens of a free-running answer.
+    """
 
     folder: Path
     source: Source
     reference: Reference
     tokenizer: ChatTokenizer | None
     expected: Sequence[Expected]
-    own_answers: bool
+    author: str
     expected_long: ExpectedLong | None
     long: tuple[int, ...] | None
+    text_name: str
     text: Sequence[ExpectedChunk] | None
     why_no_text: str
     greedy: int
@@ -207,7 +212,7 @@ class FileChecks:
             answers,
             tie_limit(self.limits, self.found.figures.get("steps")),
             self.plan.tokenizer,
-            self.plan.own_answers,
+            self.plan.author == "reference",
             self.progress,
         )
         self.found.figures["greedy"] = found

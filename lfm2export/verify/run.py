@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +48,27 @@ GREEDY = 32
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "tokenizers", "torch", "transformers")
 
 
+@dataclass(frozen=True)
+class Scope:
+    """What is measured; see :func:`verify_artifact`.
+
+    Raises:
+        Lfm2ExportError: the choices contradict each other.
+    """
+
+    prompts: Sequence[str] | None = None
+    steps: int = 16
+    text: Path | None = None
+    long: bool = False
+    quick: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise Lfm2ExportError(f"steps is {self.steps}, expected at least 1")
+        if self.quick and (self.long or self.text is not None):
+            raise Lfm2ExportError("the quick form measures neither a long prompt nor text; leave out quick, or those")
+
+
 def verify_artifact(
     folder: Path,
     *,
@@ -77,100 +99,107 @@ def verify_artifact(
         threads: of the runtime and of PyTorch; None takes one for a small model, and leaves the choice to them else.
 
     Raises:
+        Lfm2ExportError: the choices contradict each other.
         ArtifactError: there is no such file, it does not load, or there is nothing to compare it with.
         SourceError and its kinds: the checkpoint cannot be used.
         PromptError: a prompt or the text cannot be used.
     """
-    if steps < 1:
-        raise Lfm2ExportError(f"steps is {steps}, expected at least 1")
-    if quick and (long or text is not None or against is not None):
-        raise Lfm2ExportError("the quick form measures neither a long prompt nor text; leave out quick, or those")
+    begin = time.perf_counter()
+    scope = Scope(prompts, steps, text, long, quick)
+    if quick and against is not None:
+        raise Lfm2ExportError("the quick form scores no text to compare artifacts on; leave out quick, or against")
     files = _files(folder, dtypes)
     source = find_source(folder, reference, progress)
     if threads is None and source.checkpoint.spec.num_parameters < SMALL:
         threads = 1
     with torch_threads(threads):
-        return _verify(
-            folder, files, source, prompts, steps, text, long, quick, reference_mode, against, threads, progress
-        )
-
-
-def _verify(
-    folder: Path,
-    files: dict[str, Path],
-    source: Source,
-    prompts: Sequence[str] | None,
-    steps: int,
-    text: Path | None,
-    long: bool,
-    quick: bool,
-    reference_mode: Mode,
-    against: Path | None,
-    threads: int | None,
-    progress: Progress,
-) -> Verification:
-    """:func:`verify_artifact` once its arguments are known to be good."""
-    begin = time.perf_counter()
-    spec, checkpoint = source.checkpoint.spec, source.checkpoint.folder
-    tokenizer = open_tokenizer(folder, checkpoint)
-    greedy = steps if quick else max(steps, GREEDY)
-    chosen = make_prompts(tokenizer, spec, prompts, room=greedy, quick=quick)
-    scored = make_text(tokenizer, spec, text) if tokenizer is not None and not quick else None
-    long_prompt = None if quick else long_tokens(scored, spec, spec.max_position_embeddings if long else LONG)
-    mode = chosen_mode(spec.num_parameters, reference_mode)
-    torch_side: Reference = load_reference(checkpoint, mode)
-    given, author = _answers(torch_side, folder, files, chosen, steps, threads, progress)
-    exact = any(is_exact(read_model(path)) for path in files.values())
-    expected, expected_long = expect(torch_side, chosen, given, long_prompt if exact else None, progress)
-    chunks = expect_text(torch_side, scored, progress) if scored is not None else None
-    plan = Plan(
-        folder=folder,
-        source=source,
-        reference=torch_side,
-        tokenizer=tokenizer,
-        expected=expected,
-        own_answers=author == "reference",
-        expected_long=expected_long,
-        long=long_prompt,
-        text=chunks,
-        why_no_text="left out of the quick form" if quick else "there is no tokenizer.json to read text with",
-        greedy=greedy,
-        eos_ids=_eos_ids(folder),
-        threads=threads,
-    )
-    others: dict[str, list[TextMeasures]] | None = None
-    if against is not None and chunks is not None:
-        others = {
-            dtype: text_measures(against, path, chunks, threads, progress)
-            for dtype, path in _against_files(against, list(files)).items()
-        }
-    other = against.resolve().name if against is not None else ""
-    results = tuple(FileChecks(plan, dtype, path, progress).run(others, other) for dtype, path in files.items())
-    facts = None
-    if scored is not None and chunks is not None:
-        count = sum(len(chunk) for chunk in scored.chunks)
-        facts = TextFacts(
-            scored.name, len(chunks), len(scored.chunks[0]), count, sum(len(chunk.logits) for chunk in chunks)
-        )
+        plan = make_plan(folder, files, source, scope, mode=reference_mode, threads=threads, progress=progress)
+        others = _text_of(against, files, plan, progress) if against is not None else None
+        other = against.resolve().name if against is not None else ""
+        results = tuple(FileChecks(plan, dtype, path, progress).run(others, other) for dtype, path in files.items())
     return Verification(
         schema_version=SCHEMA_VERSION,
         tool_version=lfm2export.__version__,
         versions={name: metadata.version(name).split("+")[0] for name in LIBRARIES},
         machine={"processor": platform.machine(), "system": platform.system(), "cores": str(os.cpu_count())},
         folder=folder.resolve().name,
-        parameters=spec.num_parameters,
-        layer_types=tuple(spec.layer_types),
+        parameters=source.checkpoint.spec.num_parameters,
+        layer_types=tuple(source.checkpoint.spec.layer_types),
         quick=quick,
         steps=steps,
-        reference=ReferenceFacts(source.name, source.origin, mode, source.matches),
+        reference=ReferenceFacts(source.name, source.origin, plan.reference.mode, source.matches),
         prompts=tuple(
-            PromptFacts(prompt.name, prompt.text, prompt.tokens, answer, author)
-            for prompt, answer in zip(chosen, given, strict=True)
+            PromptFacts(entry.prompt.name, entry.prompt.text, entry.prompt.tokens, entry.answer, plan.author)
+            for entry in plan.expected
         ),
-        text=facts,
+        text=_text_facts(plan),
         files=results,
         seconds=time.perf_counter() - begin,
     )
+
+
+def make_plan(
+    folder: Path,
+    files: Mapping[str, Path],
+    source: Source,
+    scope: Scope,
+    *,
+    mode: Mode = "auto",
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> Plan:
+    """What every file of `folder` is measured on, with all that the reference gives on it.
+
+    Raises:
+        PromptError: a prompt or the text cannot be used.
+    """
+    spec, checkpoint = source.checkpoint.spec, source.checkpoint.folder
+    tokenizer = open_tokenizer(folder, checkpoint)
+    greedy = scope.steps if scope.quick else max(scope.steps, GREEDY)
+    prompts = make_prompts(tokenizer, spec, scope.prompts, room=greedy, quick=scope.quick)
+    text = make_text(tokenizer, spec, scope.text) if tokenizer is not None and not scope.quick else None
+    length = spec.max_position_embeddings if scope.long else LONG
+    long = None if scope.quick else long_tokens(text, spec, length)
+    reference: Reference = load_reference(checkpoint, chosen_mode(spec.num_parameters, mode))
+    given, author = _answers(reference, folder, files, prompts, scope.steps, threads, progress)
+    exact = any(is_exact(read_model(path)) for path in files.values())
+    expected, expected_long = expect(reference, prompts, given, long if exact else None, progress)
+    return Plan(
+        folder=folder,
+        source=source,
+        reference=reference,
+        tokenizer=tokenizer,
+        expected=expected,
+        author=author,
+        expected_long=expected_long,
+        long=long,
+        text_name=text.name if text is not None else "",
+        text=expect_text(reference, text, progress) if text is not None else None,
+        why_no_text="left out of the quick form" if scope.quick else "there is no tokenizer.json to read text with",
+        greedy=greedy,
+        eos_ids=_eos_ids(folder),
+        threads=threads,
+    )
+
+
+def _text_of(
+    against: Path, files: Mapping[str, Path], plan: Plan, progress: Progress
+) -> dict[str, list[TextMeasures]] | None:
+    """Another artifact on the plan's text: the same dtypes, or if it has none of them its own first."""
+    if plan.text is None:
+        return None
+    present = _files(against, None)
+    same = {dtype: path for dtype, path in present.items() if dtype in files}
+    chosen = same or dict(list(present.items())[:1])
+    return {dtype: text_measures(against, path, plan.text, plan.threads, progress) for dtype, path in chosen.items()}
+
+
+def _text_facts(plan: Plan) -> TextFacts | None:
+    if plan.text is None:
+        return None
+    lengths = [len(chunk.tokens) for chunk in plan.text]
+    scored = sum(len(chunk.logits) for chunk in plan.text)
+    return TextFacts(plan.text_name, len(lengths), max(lengths), sum(lengths), scored)
 
 
 def _files(folder: Path, dtypes: Sequence[str] | None) -> dict[str, Path]:
@@ -180,17 +209,10 @@ def _files(folder: Path, dtypes: Sequence[str] | None) -> dict[str, Path]:
     return {dtype: find_model(folder, dtype) for dtype in dict.fromkeys(dtypes)}
 
 
-def _against_files(folder: Path, dtypes: Sequence[str]) -> dict[str, Path]:
-    """Of the other artifact: the same dtypes, or if it has none of them its own first."""
-    present = _files(folder, None)
-    same = {dtype: path for dtype, path in present.items() if dtype in dtypes}
-    return same or dict(list(present.items())[:1])
-
-
 def _answers(
     reference: Reference,
     folder: Path,
-    files: dict[str, Path],
+    files: Mapping[str, Path],
     prompts: Sequence[Prompt],
     steps: int,
     threads: int | None,

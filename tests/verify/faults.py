@@ -1,0 +1,281 @@
+"""Faults to plant in a model file: its graph, or its data. Nothing else is made to fit; hashes are left as they are.
+
+Each takes the folder of a copied artifact and the dtype, and rewrites onnx/NAME or its data in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from lfm2export.contract import MODEL_FILES
+from lfm2export.quant import quantize
+from lfm2export.verify.stored import Raw, read_stored
+
+Plant = Callable[["Patient"], None]
+
+
+@dataclass
+class Patient:
+    """One model file to spoil: its graph by name, and its weights as bytes on disk."""
+
+    path: Path
+    model: onnx.ModelProto
+
+    @property
+    def graph(self) -> onnx.GraphProto:
+        return self.model.graph
+
+    def node(self, op_type: str, *within: str) -> NodeProto:
+        """The first node of that type whose name holds all of `within`."""
+        return next(n for n in self.graph.node if n.op_type == op_type and all(part in n.name for part in within))
+
+    def maker(self, value: str) -> NodeProto:
+        return next(node for node in self.graph.node if value in node.output)
+
+    def readers(self, value: str) -> list[NodeProto]:
+        return [node for node in self.graph.node if value in node.input]
+
+    def constant(self, array: np.ndarray) -> str:
+        name = f"fault/{len(self.graph.initializer)}"
+        self.graph.initializer.append(numpy_helper.from_array(array, name))
+        return name
+
+    def before(self, node: NodeProto, op_type: str, inputs: list[str], **attributes: Any) -> str:
+        """A new node in front of `node`; its output."""
+        output = f"fault/{len(self.graph.node)}"
+        made = helper.make_node(op_type, inputs, [output], name=output, **attributes)
+        self.graph.node.insert(list(self.graph.node).index(node), made)
+        return output
+
+    def swap(self, nodes: list[NodeProto], one: str, other: str) -> None:
+        """Read `other` for `one` and the reverse in `nodes`."""
+        names = {one: other, other: one}
+        for node in nodes:
+            for number, name in enumerate(node.input):
+                node.input[number] = names.get(name, name)
+
+    def raw(self, name: str) -> Raw:
+        return read_raw(self.model, self.path.parent, name)
+
+    def write(self, name: str, array: np.ndarray) -> None:
+        """Overwrite an initializer's data where it lies."""
+        raw = self.raw(name)
+        assert raw.path is not None and raw.shape == array.shape and raw.dtype == array.dtype.name
+        with raw.path.open("r+b") as file:
+            file.seek(raw.offset)
+            file.write(np.ascontiguousarray(array).tobytes())
+
+    def read(self, name: str) -> np.ndarray:
+        raw = self.raw(name)
+        return raw.rows(0, raw.shape[0]).copy()
+
+
+def read_raw(model: onnx.ModelProto, folder: Path, name: str) -> Raw:
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    dtype = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.UINT8: "uint8"}[tensor.data_type]
+    return Raw(name, dtype, tuple(tensor.dims), folder / entries["location"], int(entries["offset"]), None)
+
+
+def plant(folder: Path, dtype: str, fault: Plant) -> Path:
+    """Spoil the file of `dtype` in `folder`; its path."""
+    path = folder / "onnx" / MODEL_FILES[dtype]
+    patient = Patient(path, onnx.load(str(path), load_external_data=False))
+    fault(patient)
+    path.write_bytes(patient.model.SerializeToString())
+    return path
+
+
+def swapped_gate(layer: int) -> Plant:
+    """silu(w3 x) * w1 x for silu(w1 x) * w3 x."""
+
+    def fault(p: Patient) -> None:
+        down = next(n for n in p.graph.node if any(f"layers.{layer}.feed_forward.w2" in name for name in n.input)
+                    and n.op_type in ("MatMul", "MatMulNBits"))  # fmt: skip
+        product = p.maker(down.input[0])
+        activated = next(p.maker(name) for name in product.input if p.maker(name).op_type in ("QuickGelu", "Mul"))
+        gate, up = activated.input[0], next(name for name in product.input if name not in activated.output)
+        sigmoid = [node for node in p.readers(gate) if node.op_type == "Sigmoid"]
+        p.swap([product, activated, *sigmoid], gate, up)
+
+    return fault
+
+
+def exchanged_b_and_c(layer: int) -> Plant:
+    def fault(p: Patient) -> None:
+        where = f"layers.{layer}/conv/"
+        B, C, _ = p.node("Split", where).output
+        p.swap([node for node in p.graph.node if node.op_type == "Mul" and where in node.name], B, C)
+
+    return fault
+
+
+def stale_conv_state(layer: int) -> Plant:
+    """The state that goes out is the one before the last token."""
+
+    def fault(p: Patient) -> None:
+        gather = p.maker(f"present_conv.{layer}")
+        earlier = p.before(gather, "Sub", [gather.input[1], p.constant(np.array(1, np.int64))])
+        gather.input[1] = p.before(gather, "Max", [earlier, p.constant(np.array(0, np.int64))])
+
+    return fault
+
+
+def forgotten_conv_state(layer: int) -> Plant:
+    """The convolution starts from zeros at every step; a prefill is right."""
+
+    def fault(p: Patient) -> None:
+        concat = next(node for node in p.readers(f"past_conv.{layer}") if node.op_type == "Concat")
+        concat.input[0] = p.before(concat, "Mul", [concat.input[0], p.constant(np.array(0, np.float32))])
+
+    return fault
+
+
+def rotary_off_by_one(p: Patient) -> None:
+    first = p.readers("position_ids")[0]
+    shifted = p.before(first, "Add", ["position_ids", p.constant(np.array(1, np.int64))])
+    for node in p.readers("position_ids"):
+        if shifted not in node.output:
+            p.swap([node], "position_ids", shifted)
+
+
+def rotary_of_queries_off_by_one(layer: int) -> Plant:
+    """Queries alone turn with the row before theirs; keys, and so every cache, stay right up to this layer."""
+
+    def fault(p: Patient) -> None:
+        attention = p.node("GroupQueryAttention", f"layers.{layer}/")
+        query = p.maker(attention.input[0])
+        earlier = p.before(query, "Sub", [query.input[1], p.constant(np.array(1, np.int64))])
+        query.input[1] = p.before(query, "Max", [earlier, p.constant(np.array(0, np.int64))])
+
+    return fault
+
+
+def wrong_eps(layer: int, eps: float) -> Plant:
+    def fault(p: Patient) -> None:
+        nodes = [n for n in p.graph.node if "LayerNormalization" in n.op_type and f"layers.{layer}/" in n.name]
+        for node in nodes:
+            next(a for a in node.attribute if a.name == "epsilon").f = eps
+
+    return fault
+
+
+def transposed_projection(part: str) -> Plant:
+    """A square matrix stored the other way round; a quantized one is quantized anew."""
+
+    def fault(p: Patient) -> None:
+        if f"{part}.transposed" in {tensor.name for tensor in p.graph.initializer}:
+            p.write(f"{part}.transposed", p.read(f"{part}.transposed").T)
+            return
+        stored = _stored(p, f"{part}.codes")
+        again = quantize(np.ascontiguousarray(stored.floats(0, stored.shape[0]).T), stored.format)
+        p.write(f"{part}.codes", again.codes)
+        p.write(f"{part}.scales", again.scales)
+        if again.zero_points is not None:
+            p.write(f"{part}.zero_points", again.zero_points)
+
+    return fault
+
+
+def corrupted_scale(part: str, factor: float) -> Plant:
+    """One block's scale; where there are no blocks, 32 values in a row."""
+
+    def fault(p: Patient) -> None:
+        names = {tensor.name for tensor in p.graph.initializer}
+        if f"{part}.scales" in names:
+            scales = p.read(f"{part}.scales")
+            scales[3, 1] *= np.float16(factor)
+            p.write(f"{part}.scales", scales)
+        else:
+            values = p.read(f"{part}.transposed")
+            values[32:64, 3] *= np.float32(factor)
+            p.write(f"{part}.transposed", values)
+
+    return fault
+
+
+def mask_ignored(p: Patient) -> None:
+    """All ones, of the mask's shape."""
+    first = p.readers("attention_mask")[0]
+    shape = p.before(first, "Shape", ["attention_mask"])
+    ones = p.before(first, "ConstantOfShape", [shape], value=helper.make_tensor("one", TensorProto.INT64, [1], [1]))
+    for node in p.readers("attention_mask"):
+        if shape not in node.output:
+            p.swap([node], "attention_mask", ones)
+
+
+def mixed_key_value_heads(layer: int) -> Plant:
+    """The heads of the keys in reverse order; those of the values as they are."""
+
+    def fault(p: Patient) -> None:
+        attention = p.node("GroupQueryAttention", f"layers.{layer}/")
+        heads = next(a.i for a in attention.attribute if a.name == "kv_num_heads")
+        size = next(v for v in p.graph.input if v.name == f"past_key_values.{layer}.key").type.tensor_type.shape.dim[3]
+        order = np.arange(heads * size.dim_value).reshape(heads, -1)[::-1].reshape(-1)
+        attention.input[1] = p.before(attention, "Gather", [attention.input[1], p.constant(order)], axis=2)
+
+    return fault
+
+
+def mixed_query_heads(layer: int) -> Plant:
+    """Queries find the key heads of another group; the caches of this layer stay right."""
+
+    def fault(p: Patient) -> None:
+        attention = p.node("GroupQueryAttention", f"layers.{layer}/")
+        heads = next(a.i for a in attention.attribute if a.name == "num_heads")
+        size = next(v for v in p.graph.input if v.name == f"past_key_values.{layer}.key").type.tensor_type.shape.dim[3]
+        order = np.roll(np.arange(heads * size.dim_value).reshape(heads, -1), heads // 2, axis=0).reshape(-1)
+        attention.input[0] = p.before(attention, "Gather", [attention.input[0], p.constant(order)], axis=2)
+
+    return fault
+
+
+def wrong_row(p: Patient) -> None:
+    """Logits of the token before the last."""
+    expand = next(p.maker(node.input[1]) for node in p.graph.node if node.op_type == "GatherElements"
+                  and p.maker(node.input[1]).op_type == "Expand" and node.output[0] not in _outputs(p)
+                  and "out_proj" in node.name)  # fmt: skip
+    earlier = p.before(expand, "Sub", [expand.input[0], p.constant(np.array(1, np.int64))])
+    expand.input[0] = p.before(expand, "Max", [earlier, p.constant(np.array(0, np.int64))])
+
+
+def wrong_attention_scale(layer: int) -> Plant:
+    """1 / D for 1 / sqrt(D)."""
+
+    def fault(p: Patient) -> None:
+        attention = p.node("GroupQueryAttention", f"layers.{layer}/")
+        scale = [a for a in attention.attribute if a.name == "scale"]
+        size = next(v for v in p.graph.input if v.name == f"past_key_values.{layer}.key").type.tensor_type.shape.dim[3]
+        for attribute in scale:
+            attention.attribute.remove(attribute)
+        attention.attribute.append(helper.make_attribute("scale", 1.0 / size.dim_value))
+
+    return fault
+
+
+def exchanged_norms(layer: int) -> Plant:
+    """The weights of query and key norm."""
+
+    def fault(p: Patient) -> None:
+        names = [f"model.layers.{layer}.self_attn.{kind}_layernorm.weight" for kind in ("q", "k")]
+        p.swap([node for node in p.graph.node if "LayerNormalization" in node.op_type], *names)
+
+    return fault
+
+
+def _outputs(p: Patient) -> set[str]:
+    return {value.name for value in p.graph.output}
+
+
+def _stored(p: Patient, name: str) -> Any:
+    from lfm2export.spec import parse_spec, read_config
+
+    spec = parse_spec(read_config(p.path.parent.parent))
+    return read_stored(p.model, p.path.parent, spec).weights[name]
