@@ -11,7 +11,7 @@ from lfm2export.errors import Lfm2ExportError
 from lfm2export.inspection import inspect_model
 from lfm2export.report import words
 from lfm2export.spec import parse_spec, read_config
-from lfm2export.verify.figures import Difference, TextMeasures, Verdict
+from lfm2export.verify.figures import Against, Difference, TextMeasures, Verdict
 from lfm2export.verify.results import Failure, FileResult, Verification
 
 #: role -> bytes, by dtype. A dtype whose file is not there is missing.
@@ -66,11 +66,6 @@ def text_of(file: FileResult, route: str | None = None) -> TextMeasures | None:
     return next((found for found in file.text or () if route in (None, found.route)), None)
 
 
-def size_fact(file: FileResult) -> str:
-    bits = f", {file.bits_per_weight:.2f} bits per weight" if file.bits_per_weight is not None else ""
-    return words.megabytes(file.bytes) + bits
-
-
 def greedy_fact(file: FileResult) -> str:
     """How many answers are the reference's own, token for token."""
     if file.greedy is None:
@@ -88,12 +83,17 @@ def summary(file: FileResult) -> list[Fact]:
     """The figures that matter, in the order of the report."""
     text = text_of(file)
     decode = text_of(file, "decode")
-    same, shipped = file.arithmetic, file.steps
-    return [
-        Fact("size", "size", size_fact(file)),
+    shipped = file.steps
+    # A file that is its own exact copy (fp32) computes on the source's weights: both comparisons are one.
+    itself = file.tolerances.own_logits is None
+    same = shipped if itself else file.arithmetic
+    own = words.share(shipped.own_logits if shipped else None)
+    found = [
+        Fact("size", "size", words.megabytes(file.bytes)),
+        Fact("bits", "bits per weight", words.figure(file.bits_per_weight)),
         Fact("logits", "logits, same weights, largest difference", words.figure(same.max_abs_logits if same else None)),
         Fact("caches", "caches, same weights, largest difference", words.figure(same.max_abs_caches if same else None)),
-        Fact("own", "logits, as shipped, same weights, share", words.share(shipped.own_logits if shipped else None)),
+        Fact("own", "rounding of activations, share of logits", own),
         Fact("step_kld", "KLD per step, as shipped", words.figure(shipped.mean_kld if shipped else None)),
         Fact("step_top", "same top token per step", words.share(shipped.same_top if shipped else None)),
         Fact("text_kld", "KLD over text, nats", words.mean(text.kld if text else None)),
@@ -104,12 +104,26 @@ def summary(file: FileResult) -> list[Fact]:
         ),
         Fact("greedy", "greedy answers", greedy_fact(file)),
     ]
+    return [fact for fact in found if not (itself and fact.key == "own")]
 
 
 def _perplexity(text: TextMeasures | None) -> str:
     if text is None:
         return words.NOT_MEASURED
     return f"{words.perplexity(text.perplexity)} ({words.perplexity(text.reference_perplexity)})"
+
+
+def table(result: Verification) -> list[tuple[str, list[str]]]:
+    """The summaries of all files side by side: a figure's name, and its value for each file ("–" where it has none)."""
+    summaries = [summary(file) for file in result.files]
+    columns = [{fact.key: fact.value for fact in found} for found in summaries]
+    longest = max(summaries, key=len, default=[])
+    return [(fact.name, [column.get(fact.key, "–") for column in columns]) for fact in longest]
+
+
+def compared(result: Verification) -> list[tuple[str, Against]]:
+    """Every paired comparison with another artifact, and the dtype of this one's file."""
+    return [(file.dtype, found) for file in result.files for found in file.against or ()]
 
 
 def place(failure: Failure, result: Verification) -> str:

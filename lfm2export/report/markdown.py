@@ -45,6 +45,7 @@ def render(result: Verification) -> str:
         parts += [f"## {escape(file.dtype)}: {words.VERDICTS[file.verdict]}", _summary(file), _checks(file)]
         parts += [_routes(file)] if file.routes else []
     parts += [_what_is_checked(), "## First differences of greedy answers", _differences(result)]
+    parts += ["## Paired with another artifact", _compared(result)] if facts.compared(result) else []
     parts += ["## Measured with", _measured_with(result)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -122,6 +123,15 @@ def _differences(result: Verification) -> str:
         cells = [escape(item.dtype), escape(item.prompt), at, token(parted.before), token(parted.theirs)]
         rows.append([*cells, token(parted.ours), words.figure(parted.gap), kind])
     return _table(rows) + "\n\nGap: by how many logits the reference prefers its own token to the artifact's."
+
+
+def _compared(result: Verification) -> str:
+    rows = [["dtype", "other", "route", "KLD, other", "KLD, difference", "surprise, difference"]]
+    for dtype, found in facts.compared(result):
+        figures = [words.mean(found.other.kld), words.mean(found.kld), words.mean(found.nll)]
+        rows.append([escape(dtype), escape(f"{found.folder}, {found.dtype}"), escape(found.route), *figures])
+    note = "This file's minus the other's, nats, paired by chunk, ± standard error; below 0 this one is better."
+    return f"{_table(rows)}\n\n{note}"
 
 
 def _measured_with(result: Verification) -> str:

@@ -30,7 +30,7 @@ def render(result: Verification, sizes: Sizes) -> str:
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=printable
     )
-    environment.filters |= {"figure": words.figure, "seconds": words.seconds, "shown": words.shown}
+    environment.filters |= {"figure": words.figure, "mean": words.mean, "seconds": words.seconds, "shown": words.shown}
     failures = [(found, file.dtype, facts.place(found, result)) for file in result.files for found in file.failures]
     return environment.from_string(_read("parity.html.jinja")).render(
         result=result,
@@ -40,6 +40,8 @@ def render(result: Verification, sizes: Sizes) -> str:
         failures=failures[:MOST_FAILURES],
         more_failures=max(0, len(failures) - MOST_FAILURES),
         summary=facts.summary,
+        table=facts.table(result),
+        compared=facts.compared(result),
         checks=[name for name in CheckName if any(check_of(file, name) for file in result.files)],
         check_of=check_of,
         check_words=words.CHECKS,

@@ -85,6 +85,13 @@ def test_page_of_nothing_measured_has_no_zeros(unmeasured: Verification) -> None
     assert ">0<" not in text and ">0 " not in text
 
 
+def test_page_has_the_files_side_by_side_and_the_paired_comparison(text: str) -> None:
+    table = text[text.index('<table class="wide">') : text.index("</table>")]
+    assert table.count('<th scope="col">') == 5 and "rounding of activations" in table
+    paired = text[text.index("Paired with another artifact") :]
+    assert "their &lt;artifact&gt;, q4" in paired and "-0.002 ± 3.0e-4" in paired
+
+
 def test_page_is_reproducible(failing: Verification, text: str) -> None:
     assert page.render(failing, SIZES) == text
 

@@ -63,6 +63,11 @@ def test_markdown_holds_no_markup_of_the_artifact(failing: Verification) -> None
     assert row.count("|") == heads[0].count("|")
 
 
+def test_markdown_has_the_paired_comparison(good: Verification, unmeasured: Verification) -> None:
+    assert "| q4 | their &#60;artifact&#62;, q4 | prefill |" in markdown.render(good)
+    assert "Paired" not in markdown.render(unmeasured)
+
+
 def test_markdown_of_nothing_measured(unmeasured: Verification) -> None:
     text = markdown.render(unmeasured)
     assert text.startswith("# ➖ Parity not measured")
