@@ -14,7 +14,7 @@ demo: setup
 	$(BIN)/lfm2-export generate $(DEMO) --raw -p "The os module provides" --seed 1 --max-new-tokens 64
 
 test: setup-dev consumers
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Node's packages, a Chromium, onnxruntime-genai: what the consumer tests run. What is there already stays.
 consumers:
