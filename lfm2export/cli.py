@@ -149,14 +149,25 @@ def check_consumers(folder: Path, dtypes: tuple[str, ...], consumers: tuple[str,
     Example:
       lfm2-export check-consumers ./my-lfm2-ONNX --dtype q4
     """
-    from lfm2export.console import progress_on_stderr
-    from lfm2export.consumers import run_check_consumers
+    from lfm2export.commands import run_consumers
 
-    with progress_on_stderr() as progress:
-        good = run_check_consumers(
-            folder, dtypes=dtypes, consumers=consumers, as_json=as_json, show=click.echo, progress=progress
-        )
-    sys.exit(0 if good else 1)
+    sys.exit(0 if run_consumers(folder, dtypes, consumers, as_json) else 1)
+
+
+@main.command("chat-page")
+@click.argument("folder", type=FOLDER)
+@click.option("--force", is_flag=True, help="Replace a page that is already there.")
+@_errors_to_exit_code
+def chat_page(folder: Path, force: bool) -> None:
+    """Put a static chat page beside an artifact, to be hosted with it. Needs the packages of `make consumers`.
+
+    \b
+    Example:
+      lfm2-export chat-page ./my-lfm2-ONNX
+    """
+    from lfm2export.consumers.chat_page import write_chat_page
+
+    click.echo(f"{write_chat_page(folder, force=force)}: serve {folder} over HTTP and open chat/index.html")
 
 
 @main.command()

@@ -95,6 +95,21 @@ def run_verify(
     return found.passed
 
 
+def run_consumers(folder: Path, dtypes: Sequence[str], consumers: Sequence[str], as_json: bool) -> bool:
+    """Run the installed consumers, put their verdicts into the parity report if there is one; whether all is good."""
+    from lfm2export.consumers import run_check_consumers
+    from lfm2export.report import render_again
+    from lfm2export.verify.document import FILE as PARITY
+
+    with progress_on_stderr() as progress:
+        good = run_check_consumers(
+            folder, dtypes=dtypes, consumers=consumers, as_json=as_json, show=click.echo, progress=progress
+        )
+    if (folder / PARITY).is_file():
+        render_again(folder)
+    return good
+
+
 def _lines(path: Path) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

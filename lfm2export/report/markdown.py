@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from lfm2export.report import facts, words
+from lfm2export.report.consumers import ConsumerRow
 from lfm2export.verify.figures import RouteMeasure, Verdict
 from lfm2export.verify.results import Check, FileResult, Verification
 
@@ -35,7 +37,7 @@ def token(text: str | None) -> str:
     return words.NOT_MEASURED if text is None else f"<code>{escape(words.shown(text))}</code>"
 
 
-def render(result: Verification) -> str:
+def render(result: Verification, consumers: Sequence[ConsumerRow] = ()) -> str:
     """The whole of parity.md."""
     mark = _MARKS[result.verdict]
     parts = [f"# {mark} {escape(facts.headline(result))}", escape(facts.reference_line(result))]
@@ -46,8 +48,15 @@ def render(result: Verification) -> str:
         parts += [_routes(file)] if file.routes else []
     parts += [_what_is_checked(), "## First differences of greedy answers", _differences(result)]
     parts += ["## Paired with another artifact", _compared(result)] if facts.compared(result) else []
+    parts += ["## Consumers", _consumers(consumers)] if consumers else []
     parts += ["## Measured with", _measured_with(result)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _consumers(rows: Sequence[ConsumerRow]) -> str:
+    cells = [[row.consumer, row.version, row.dtype, row.device, row.verdict, row.said] for row in rows]
+    header = ["consumer", "version", "file", "device", "verdict", ""]
+    return _table([header, *([escape(cell) for cell in line] for line in cells)])
 
 
 def render_card(result: Verification) -> str:

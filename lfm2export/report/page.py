@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
 from lfm2export.report import facts, plots, words
+from lfm2export.report.consumers import ConsumerRow
 from lfm2export.report.facts import Sizes
 from lfm2export.verify.figures import CheckName, Verdict
 from lfm2export.verify.results import Check, FileResult, Verification
@@ -19,7 +21,7 @@ _MARKS = {Verdict.PASSED: "✓", Verdict.FAILED: "✗", Verdict.NOT_MEASURED: "�
 _SHORT = {Verdict.PASSED: "", Verdict.FAILED: "failed", Verdict.NOT_MEASURED: ""}
 
 
-def render(result: Verification, sizes: Sizes) -> str:
+def render(result: Verification, sizes: Sizes, consumers: Sequence[ConsumerRow] = ()) -> str:
     """The whole page."""
     import jinja2
     from markupsafe import Markup
@@ -34,6 +36,7 @@ def render(result: Verification, sizes: Sizes) -> str:
     failures = [(found, file.dtype, facts.place(found, result)) for file in result.files for found in file.failures]
     return environment.from_string(_read("parity.html.jinja")).render(
         result=result,
+        consumers=consumers,
         css=Markup(_read("parity.css")),
         headline=facts.headline(result),
         reference=facts.reference_line(result),
