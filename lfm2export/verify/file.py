@@ -26,7 +26,7 @@ from lfm2export.verify.results import Check, FileResult
 from lfm2export.verify.source import Source
 from lfm2export.verify.steps import measure_steps, with_own
 from lfm2export.verify.stored import StoredWeights, read_stored
-from lfm2export.verify.tolerances import TOLERANCES, kld_limit, tie_limit
+from lfm2export.verify.tolerances import kld_limit, tie_limit, tolerances
 from lfm2export.verify.weights import measure_weights
 
 if TYPE_CHECKING:
@@ -84,10 +84,10 @@ class FileChecks:
 
     def __init__(self, plan: Plan, dtype: str, path: Path, progress: Progress) -> None:
         self.plan, self.dtype, self.path = plan, dtype, path
-        self.limits: Tolerances = TOLERANCES[dtype]
         self.model = variants.read_model(path)
         self.exact = variants.is_exact(self.model)
         self.spec = plan.source.checkpoint.spec
+        self.limits: Tolerances = tolerances(dtype, self.spec.num_hidden_layers)
         self.names = [entry.prompt.name for entry in plan.expected]
         self.found = Gathered()
         self.progress: Progress = lambda stage, done, total, unit: progress(f"{dtype}: {stage}", done, total, unit)
@@ -182,11 +182,13 @@ class FileChecks:
         given = (limits.exact_logits, limits.exact_caches) if exact else (limits.route_logits, limits.route_caches)
         feed = routes.Routes(model, form, *given)
         first, second = self.plan.expected[0], self.plan.expected[1 % len(self.plan.expected)]
-        tokens = [*first.prompt.tokens, *first.answer]
+        quick = self.plan.long is None
+        tokens = [*first.prompt.tokens, *first.answer][: routes.FEW if quick else None]
         rows = routes.uneven_rows([entry.prompt for entry in self.plan.expected])
+        answer = first.answer[: routes.ANSWER if quick else None]
         self._route(CheckName.CHUNKS, lambda: feed.chunks(tokens))
-        self._route(CheckName.PADDING, lambda: feed.padding(rows))
-        self._route(CheckName.TURNS, lambda: [feed.turns(first.prompt.tokens, first.answer, second.prompt.tokens)])
+        self._route(CheckName.PADDING, lambda: feed.padding(rows, quick))
+        self._route(CheckName.TURNS, lambda: [feed.turns(first.prompt.tokens, answer, second.prompt.tokens)])
         whole = self.plan.long
         if long is not None:
             self._route(CheckName.LONG, lambda: [feed.long_reference(long)])

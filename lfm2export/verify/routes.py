@@ -27,6 +27,9 @@ Caches = tuple[NDArray[Any], ...]
 #: Tokens of each padded row's answer.
 ANSWER = 4
 
+#: Tokens that the quick form feeds one by one.
+FEW = 16
+
 #: A long prompt is also fed in chunks of this many tokens.
 LONG_CHUNK = 1024
 
@@ -103,9 +106,10 @@ class Routes:
         worst.add_logits(whole, logits)
         return self._measure(CheckName.TURNS, "second turn on a kept cache", "all at once", len(tokens), worst)
 
-    def padding(self, rows: Sequence[Sequence[int]]) -> list[RouteMeasure]:
+    def padding(self, rows: Sequence[Sequence[int]], quick: bool = False) -> list[RouteMeasure]:
         """Rows of unequal length, padded left, right, and on either side by turns = the same rows alone."""
-        answers = np.array([[(7 * step + 3 * row + 5) % self.model.spec.vocab_size for step in range(ANSWER)]
+        count = 2 if quick else ANSWER
+        answers = np.array([[(7 * step + 3 * row + 5) % self.model.spec.vocab_size for step in range(count)]
                             for row in range(len(rows))])  # fmt: skip
         alone = [self._steps([list(row)], [np.ones((1, len(row)), np.int64)], answers[[index]])
                  for index, row in enumerate(rows)]  # fmt: skip
@@ -124,7 +128,7 @@ class Routes:
                         else:
                             worst.add_cache(name, theirs[0], mine[row, :, :length], mine[row][:, held[row] == 1])
                     worst.add_logits(wanted[0], logits[row])
-            tokens = sum(len(row) + ANSWER for row in rows)
+            tokens = sum(len(row) + count for row in rows)
             found.append(self._measure(CheckName.PADDING, f"{route} padding", "each row alone", tokens, worst))
         return found
 
