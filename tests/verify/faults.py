@@ -133,7 +133,9 @@ def forgotten_conv_state(layer: int) -> Plant:
 
     def fault(p: Patient) -> None:
         concat = next(node for node in p.readers(f"past_conv.{layer}") if node.op_type == "Concat")
-        concat.input[0] = p.before(concat, "Mul", [concat.input[0], p.constant(np.array(0, np.float32))])
+        held = next(v for v in p.graph.input if v.name == concat.input[0]).type.tensor_type.elem_type
+        zero = np.array(0, helper.tensor_dtype_to_np_dtype(held))
+        concat.input[0] = p.before(concat, "Mul", [concat.input[0], p.constant(zero)])
 
     return fault
 

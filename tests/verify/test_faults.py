@@ -39,6 +39,7 @@ CASES = {
     "conv state forgotten": Case(faults.forgotten_conv_state(2), CheckName.FILE, "present_conv.2", 1),
     "rotary off by one": Case(faults.rotary_off_by_one, CheckName.FILE, "present.1.key"),
     "rotary of queries off by one": Case(faults.rotary_of_queries_off_by_one(1), CheckName.FILE, "present_conv.2"),
+    "eps 1e-6 for 1e-5 in the first norm": Case(faults.wrong_eps(0, 1e-6), CheckName.FILE, "present_conv.0"),
     "eps 1e-3": Case(faults.wrong_eps(1, 1e-3), CheckName.FILE, "present.1.key"),
     "transposed projection": Case(faults.transposed_projection(OUT_PROJ), CheckName.WEIGHTS, OUT_PROJ, None),
     "block scale off by 1.25": Case(faults.corrupted_scale(W2, 1.25), CheckName.WEIGHTS, W2, None),
