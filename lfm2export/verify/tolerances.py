@@ -62,8 +62,12 @@ def kld_limit(dtype: str, floor: float, steps: StepsMeasure | None) -> float:
 
 def tie_limit(limits: Tolerances, steps: StepsMeasure | None) -> float:
     """The greatest gap of a greedy difference that the file's rounding explains, in logits."""
-    shift = steps.own_shift if steps is not None else None
-    return limits.near_tie + GAP_FACTOR * (shift if shift is not None else 0.0)
+    if steps is None:
+        return limits.near_tie
+    shift = steps.own_shift if steps.own_shift is not None else 0.0
+    if limits.own_logits is None:
+        shift = limits.exact_logits * max((logits_scale(point.logits) for point in steps.points), default=0.0)
+    return limits.near_tie + GAP_FACTOR * shift
 
 
 def clean_figures(file: FileResult) -> dict[str, tuple[float, float]]:
