@@ -1,7 +1,16 @@
 """The limits, a row per dtype, each from what clean files were measured to give.
 
-How: every dtype of the shipped model, of random tiny models (untied, biased, odd widths ...) and of random weights in
-the 350M shape was verified; the table holds the worst clean figure times 4 to 10, rounded. Measure again with
+How: every dtype of the shipped model and of 17 random tiny models (untied, biased, odd widths ...) was verified, and q4
+of random weights in the shapes of 350M and 2.6B; the table holds the worst clean figure times 2.5 to 10, rounded.
+Random weights are the worst case: they pass rounding on, where trained ones damp it. Clean shares of the magnitude:
+
+                                     shipped    tiny       350M       2.6B       limit
+    exact copy, logits and caches    2.0e-6     2.4e-6     1.3e-5     4.2e-5     5e-6 a layer
+    fp16 as shipped, own weights     2.0e-3     3.0e-3                           1e-2
+    8-bit activations, own weights   2.4e-2     8.4e-2     1.2e-1     1.9e-1     0.5
+    8-bit activations, routes        6.9e-3     3.0e-2     5.9e-2     1.1e-1     0.3
+
+Measure again with
 
     python -m lfm2export.verify.tolerances FOLDER[=SOURCE] ...
 
@@ -20,8 +29,7 @@ from lfm2export.verify.figures import Form, StepsMeasure, Tolerances
 from lfm2export.verify.results import FileResult
 from lfm2export.verify.steps import logits_scale
 
-#: float32 against float32, per layer: the order of summation, which every layer passes on. Clean, in all and as a share
-#: of the magnitude: 2.4e-6 with 4 layers, 2.0e-6 with 8 trained ones, 1.3e-5 with 16 random ones of 350M's width.
+#: float32 against float32, per layer: the order of summation, which every layer passes on.
 EXACT_PER_LAYER = 5e-6
 FEWEST_LAYERS = 4
 
@@ -35,9 +43,9 @@ GAP_FACTOR = 2.0
 TOLERANCES: dict[str, Tolerances] = {
     "fp32": Tolerances(0.0, 0.0, None, 0.0, 0.0, file_kld=1e-8, text_kld=1e-8, near_tie=1e-3),
     "fp16": Tolerances(0.0, 0.0, 1e-2, 5e-3, 5e-3, file_kld=1e-4, text_kld=1e-4, near_tie=0.1),
-    "q8": Tolerances(0.0, 0.0, 0.3, 0.15, 0.15, file_kld=0.05, text_kld=0.05, near_tie=1.0),
-    "q4": Tolerances(0.0, 0.0, 0.3, 0.15, 0.15, file_kld=0.05, text_kld=0.05, near_tie=1.0),
-    "q4f16": Tolerances(0.0, 0.0, 0.3, 0.15, 0.15, file_kld=0.05, text_kld=0.05, near_tie=1.0),
+    "q8": Tolerances(0.0, 0.0, 0.5, 0.3, 0.3, file_kld=0.05, text_kld=0.05, near_tie=1.0),
+    "q4": Tolerances(0.0, 0.0, 0.5, 0.3, 0.3, file_kld=0.05, text_kld=0.05, near_tie=1.0),
+    "q4f16": Tolerances(0.0, 0.0, 0.5, 0.3, 0.3, file_kld=0.05, text_kld=0.05, near_tie=1.0),
 }
 
 #: Mean KLD of a file whose own weights cannot be told; 4 bits on random weights reach 0.8, on trained ones 0.02.
