@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lfm2export.consumers import FILE
 from lfm2export.errors import ArtifactError
-
-#: What `check-consumers` writes into the folder.
-FILE = "consumers.json"
 
 
 @dataclass(frozen=True)

@@ -14,29 +14,13 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
+from graphs import SPEC
 from lfm2export import contract, pipeline
 from lfm2export import trace as tracing
 from lfm2export.contract import LogitsMode
 from lfm2export.spec import CONV, FULL_ATTENTION, ModelSpec
 from lfm2export.trace import trace as trace_now
 from lfm2export.weights import RECIPE
-
-#: H 32, F 48, N 4, K 2, D 8, L 3, V 40; conv, attention.
-SPEC = ModelSpec(
-    vocab_size=40,
-    hidden_size=32,
-    intermediate_size=48,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    conv_L_cache=3,
-    conv_bias=False,
-    layer_types=(CONV, FULL_ATTENTION),
-    tie_word_embeddings=True,
-    norm_eps=1e-5,
-    rope_theta=1e6,
-    max_position_embeddings=256,
-)
 
 #: Everything that may differ, at once: an untied head, biases, L 4, heads that are not H / N wide.
 ODD = replace(SPEC, tie_word_embeddings=False, conv_bias=True, conv_L_cache=4, head_dim=16, norm_eps=1e-3)
