@@ -23,8 +23,6 @@ from onnx_ir.passes.common import (
     TopologicalSortPass,
 )
 
-from lfm2export.weights import RECIPE
-
 
 def fold(model: ir.Model) -> None:
     """Fold constants into initializers and drop what nobody reads; nothing is merged, so that every node keeps its own
@@ -40,21 +38,9 @@ def fold(model: ir.Model) -> None:
 
 def merge(model: ir.Model) -> None:
     """Equal constants and equal subexpressions become one; nodes in topological order."""
-    weights = _without_weights(model)
+    # It warns about every initializer without values; ours are recipes.
+    logging.getLogger("onnx_ir.passes.common.initializer_deduplication").setLevel(logging.ERROR)
     DeduplicateInitializersPass()(model)
     CommonSubexpressionEliminationPass()(model)
     RemoveUnusedNodesPass()(model)
     TopologicalSortPass()(model)
-    _restore_weights(model, weights)
-
-
-def _without_weights(model: ir.Model) -> dict[str, ir.Value]:
-    """Silence the deduplication's warning about initializers without values: ours are recipes."""
-    logging.getLogger("onnx_ir.passes.common.initializer_deduplication").setLevel(logging.ERROR)
-    return {name: value for name, value in model.graph.initializers.items() if RECIPE in value.meta}
-
-
-def _restore_weights(model: ir.Model, weights: dict[str, ir.Value]) -> None:
-    for name, value in weights.items():
-        if value.uses() and name not in model.graph.initializers:
-            model.graph.initializers[name] = value
