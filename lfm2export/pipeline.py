@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lfm2export import contract
 from lfm2export.errors import GraphError, Lfm2ExportError
 from lfm2export.progress import Progress, silent
-from lfm2export.recipes import RECIPES, Options, body_format, table_format
+from lfm2export.recipes import RECIPES, Chosen, Options, body_format, table_format
 from lfm2export.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -148,13 +148,18 @@ def fused_graph(spec: ModelSpec, logits: contract.LogitsMode) -> ir.Model:
     return model
 
 
-def dtype_graph(fused: ir.Model, spec: ModelSpec, dtype: str, options: Options) -> ir.Model:
-    """The graph of one file: a copy of the fused graph after the precision passes of `dtype`, held to the contract."""
+def dtype_graph(
+    fused: ir.Model, spec: ModelSpec, dtype: str, options: Options, chosen: Chosen | None = None
+) -> ir.Model:
+    """The graph of one file: a copy of the fused graph after the precision passes of `dtype`, held to the contract.
+
+    chosen: formats of single matrices, for files with a 4-bit body.
+    """
     from lfm2export import passes
     from lfm2export.passes.precision import precision_passes
 
     model = fused.clone()
-    passes.run(model, spec, precision_passes(dtype, options))
+    passes.run(model, spec, precision_passes(dtype, options, chosen))
     check_contract(model, spec, dtype, options.logits)
     return model
 

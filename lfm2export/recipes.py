@@ -6,7 +6,8 @@ into passes. Nothing here imports more than data, so that a bad option is refuse
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from lfm2export.contract import LogitsMode
@@ -14,6 +15,12 @@ from lfm2export.errors import Lfm2ExportError
 from lfm2export.weights import BlockFormat, Quantizer
 
 LookupKind = Literal["portable", "gather_block_quantized"]
+
+#: A matrix as files store it -> its format. A matrix is named by its parts: source tensors in the order of their stack.
+Chosen = Mapping[tuple[str, ...], BlockFormat]
+
+#: Matrices that have the table's format: the embedding, and the head where it is not the same matrix.
+TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 
 BLOCK_SIZES = (16, 32, 64, 128)
 TABLE_BITS = (4, 8)
@@ -62,6 +69,28 @@ RECIPES: dict[str, Recipe] = {
     "q4": Recipe(half=False, body_bits=4, table_bits="option"),
     "q4f16": Recipe(half=True, body_bits=4, table_bits="option"),
 }
+
+
+@dataclass(frozen=True)
+class Formats:
+    """The block format of every matrix of one file: that of its role, or the one chosen for it.
+
+    body, table: None where the matrices of that role stay float.
+    """
+
+    body: BlockFormat | None
+    table: BlockFormat | None
+    chosen: Chosen = field(default_factory=dict)
+
+    def of(self, parts: tuple[str, ...]) -> BlockFormat | None:
+        """The format of the matrix made of the source tensors `parts`."""
+        return self.chosen.get(parts, self.table if parts[0] in TABLES else self.body)
+
+
+def formats(dtype: str, options: Options, chosen: Chosen | None = None) -> Formats:
+    """Formats of the file of `dtype`. `chosen` goes into files with a 4-bit body; the others have one format a role."""
+    mixed = chosen if chosen is not None and RECIPES[dtype].body_bits == 4 else {}
+    return Formats(body_format(dtype, options), table_format(dtype, options), mixed)
 
 
 def body_format(dtype: str, options: Options) -> BlockFormat | None:

@@ -4,9 +4,9 @@
     ids, table - Gather - embedding   ->      ids - Gather(codes), Gather(Cast(scales)) - ... (see `lookup`)
     x - Reshape - Gemm(table) - Reshape - logits      ->      x, table's codes and scales - MatMulNBits - logits
 
-Every projection fires, the lookup and the head. Scales are stored as float16 and cast where activations are float32,
-which costs nothing at run time and saves a tenth of the file. accuracy_level 4 quantizes activations to 8 bits:
-without it the CPU kernels are 3 times (4 bits) to 100 times (8 bits) slower.
+Every projection fires, the lookup and the head; each matrix may have a format of its own. Scales are stored as float16
+and cast where activations are float32, which costs nothing at run time and saves a tenth of the file. accuracy_level 4
+quantizes activations to 8 bits: without it the CPU kernels are 3 times (4 bits) to 100 times (8 bits) slower.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ import onnx_ir as ir
 from lfm2export.passes import lookup
 from lfm2export.passes.block_weights import matmul, quantized
 from lfm2export.passes.matching import Builder, Firing, NoMatch, expect, recipe_of, rewrite
-from lfm2export.recipes import LookupKind
+from lfm2export.recipes import TABLES, Formats, LookupKind
 from lfm2export.spec import ModelSpec
-from lfm2export.weights import BlockFormat
+from lfm2export.weights import BlockFormat, Recipe
 
 
-def projections_pass(block: BlockFormat, *, half: bool) -> Callable[[ir.Model, ModelSpec], Firing]:
+def projections_pass(formats: Formats, *, half: bool) -> Callable[[ir.Model, ModelSpec], Firing]:
     """Every MatMul with a weight."""
 
     def fuse(model: ir.Model, spec: ModelSpec) -> Firing:
         def attempt(node: ir.Node, op: Builder) -> None:
             recipe = recipe_of(node.inputs[1])
-            if recipe.parts == ("lm_head.weight",):
+            if recipe.parts[0] in TABLES:
                 raise NoMatch("the head has the table's format")
+            block = _format(formats, recipe)
             op.replace(node.outputs[0], matmul(op, node.inputs[0], quantized(op, recipe, block, half=half)))
 
         return rewrite(model, "MatMul", attempt)
@@ -38,12 +39,13 @@ def projections_pass(block: BlockFormat, *, half: bool) -> Callable[[ir.Model, M
     return fuse
 
 
-def table_pass(block: BlockFormat, kind: LookupKind, *, half: bool) -> Callable[[ir.Model, ModelSpec], Firing]:
+def table_pass(formats: Formats, kind: LookupKind, *, half: bool) -> Callable[[ir.Model, ModelSpec], Firing]:
     """The embedding lookup and the head: one matrix if tied, two if not."""
 
     def fuse(model: ir.Model, spec: ModelSpec) -> Firing:
         def look_up(node: ir.Node, op: Builder) -> None:
-            weights = quantized(op, recipe_of(node.inputs[0]), block, half=half)
+            recipe = recipe_of(node.inputs[0])
+            weights = quantized(op, recipe, _format(formats, recipe), half=half)
             op.replace(node.outputs[0], lookup.rows(op, node.inputs[1], weights, kind, half=half))
 
         def head(node: ir.Node, op: Builder) -> None:
@@ -52,7 +54,8 @@ def table_pass(block: BlockFormat, kind: LookupKind, *, half: bool) -> Callable[
                 out = next(iter(node.outputs[0].consumers())).outputs[0]
             else:
                 x, out = node.inputs[0], node.outputs[0]
-            weights = quantized(op, recipe_of(node.inputs[1]), block, half=half)
+            recipe = recipe_of(node.inputs[1])
+            weights = quantized(op, recipe, _format(formats, recipe), half=half)
             op.replace(out, matmul(op, x, weights))
 
         firing = rewrite(model, "Gather", look_up)
@@ -60,3 +63,10 @@ def table_pass(block: BlockFormat, kind: LookupKind, *, half: bool) -> Callable[
         return Firing(firing.count + heads.count, firing.refusals + heads.refusals)
 
     return fuse
+
+
+def _format(formats: Formats, recipe: Recipe) -> BlockFormat:
+    block = formats.of(recipe.parts)
+    if block is None:
+        raise NoMatch(f"{recipe.parts[0]} has no block format")
+    return block

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from lfm2export.passes import Pass, block_quantize, half, naming, packing
-from lfm2export.recipes import RECIPES, Options, body_format, table_format
+from lfm2export.recipes import RECIPES, Chosen, Options, formats
 from lfm2export.spec import ModelSpec
 
 
-def precision_passes(dtype: str, options: Options) -> tuple[Pass, ...]:
-    """The passes that turn the fused float32 graph into the file of `dtype`, in order."""
+def precision_passes(dtype: str, options: Options, chosen: Chosen | None = None) -> tuple[Pass, ...]:
+    """The passes that turn the fused float32 graph into the file of `dtype`, in order; `chosen` as in `formats`."""
     recipe = RECIPES[dtype]
-    body, table = body_format(dtype, options), table_format(dtype, options)
+    blocks = formats(dtype, options, chosen)
     steps: list[Pass] = []
-    if body is not None:
+    if blocks.body is not None:
         steps.append(Pass("packing", packing.fuse, packing.expected))
     if recipe.half:
         steps.append(Pass("half", half.fuse, half.expected))
-    if body is not None:
-        fuse = block_quantize.projections_pass(body, half=recipe.half)
+    if blocks.body is not None:
+        fuse = block_quantize.projections_pass(blocks, half=recipe.half)
         steps.append(Pass("block_quantize", fuse, _packed_projections))
-    if table is not None:
-        fuse = block_quantize.table_pass(table, options.lookup, half=recipe.half)
+    if blocks.table is not None:
+        fuse = block_quantize.table_pass(blocks, options.lookup, half=recipe.half)
         steps.append(Pass("block_table", fuse, lambda spec: 2))
     steps.append(Pass("naming", naming.fuse, naming.expected))
     return tuple(steps)

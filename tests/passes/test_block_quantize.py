@@ -15,6 +15,7 @@ import pytest
 from graphs import SPEC, Array, Checkpoint, edited, evaluate, fire, operators, parse, recipes, weight, with_spec
 from lfm2export.passes.block_quantize import projections_pass, table_pass
 from lfm2export.quant import dequantize, quantize
+from lfm2export.recipes import Formats
 from lfm2export.weights import RECIPE, BlockFormat, Recipe
 
 Q, K, HEAD, TABLE = (
@@ -63,7 +64,7 @@ def test_projections(block: BlockFormat, size: int, columns: int) -> None:
     block = BlockFormat(block.bits, size, symmetric=block.symmetric)
     before, source = projected(columns)
     after, _ = projected(columns)
-    firing = fire(after, projections_pass(block, half=False))
+    firing = fire(after, projections_pass(Formats(block, None), half=False))
     assert (firing.count, firing.refusals) == (2, [])
     assert operators(after) == {"MatMulNBits": 2, "Cast": 2, "Add": 1}
     for node in after.graph:
@@ -96,7 +97,7 @@ def test_packed_projections_are_quantized_together() -> None:
     for model in models:
         model.graph.initializers[Q].meta[RECIPE] = Recipe((Q, K), (64, 40), transpose=True)
     before, after = models
-    assert fire(after, projections_pass(block, half=False)).count == 1
+    assert fire(after, projections_pass(Formats(block, None), half=False)).count == 1
     assert set(recipes(after)) == {f"{Q}+k_proj.{component}" for component in ("codes", "scales", "zero_points")}
     source = Checkpoint({Q: weight(Q, (24, 64)), K: weight(K, (16, 64))})
     feeds = {"x": integers(1, 2, 64)}
@@ -104,9 +105,32 @@ def test_packed_projections_are_quantized_together() -> None:
     np.testing.assert_allclose(evaluate(after, feeds, source)["y"], expected, atol=2e-4, rtol=0)
 
 
+def test_each_matrix_has_its_own_format() -> None:
+    model, _ = projected(64)
+    chosen = {(K,): BlockFormat(8, 128, symmetric=True), (TABLE,): FORMATS[1]}
+    assert fire(model, projections_pass(Formats(FORMATS[0], None, chosen), half=False)).count == 2
+    assert {recipe.block for name, recipe in recipes(model).items() if name.startswith(Q)} == {FORMATS[0]}
+    assert {recipe.block for name, recipe in recipes(model).items() if name.startswith(K)} == {chosen[K,]}
+
+
+def test_embedding_and_head_may_differ_where_they_are_two() -> None:
+    model = tabled(64, tied=False)
+    formats = Formats(None, FORMATS[2], {(TABLE,): FORMATS[0]})
+    spec = with_spec(hidden_size=64, tie_word_embeddings=False)
+    assert fire(model, table_pass(formats, "portable", half=False), spec).count == 2
+    assert recipes(model)[f"{TABLE}.codes"].block == FORMATS[0]
+    assert recipes(model)[f"{HEAD}.codes"].block == FORMATS[2]
+
+
+def test_a_matrix_without_a_format_is_refused() -> None:
+    model, _ = projected(64)
+    firing = fire(model, projections_pass(Formats(None, FORMATS[0], {(Q,): FORMATS[1]}), half=False))
+    assert firing.count == 1 and f"{K} has no block format" in firing.refusals[0]
+
+
 def test_scales_are_read_as_they_are_where_activations_are_half() -> None:
     model, _ = projected(64)
-    assert fire(model, projections_pass(FORMATS[0], half=True)).count == 2
+    assert fire(model, projections_pass(Formats(FORMATS[0], None), half=True)).count == 2
     assert operators(model) == {"MatMulNBits": 2, "Add": 1}
 
 
@@ -129,7 +153,7 @@ near (float[B, 64, 64] x, float[64, 24] "{Q}", float[64, 16] "{K}") => (float[B,
     model = parse(edited(text, old, new), [Q, K, HEAD])
     for name, recipe in recipes(model).items():
         model.graph.initializers[name].meta[RECIPE] = Recipe((name,), recipe.shape[::-1]).transposed()
-    firing = fire(model, projections_pass(FORMATS[0], half=False), SPEC)
+    firing = fire(model, projections_pass(Formats(FORMATS[0], None), half=False), SPEC)
     assert firing.count == 1 and len(firing.refusals) == 1
     assert firing.refusals[0].startswith("MatMul z: ") and reason in firing.refusals[0]
     assert operators(model)["MatMul"] == 1
@@ -181,7 +205,7 @@ def test_lookup_and_head_read_one_table(bits: int, symmetric: bool, size: int, c
     block = BlockFormat(4 if bits == 4 else 8, size, symmetric=symmetric)
     before, after = tabled(columns, tied=tied), tabled(columns, tied=tied)
     spec = with_spec(hidden_size=columns, tie_word_embeddings=tied)
-    firing = fire(after, table_pass(block, "portable", half=False), spec)
+    firing = fire(after, table_pass(Formats(None, block), "portable", half=False), spec)
     assert (firing.count, firing.refusals) == (2, [])
     names = [TABLE] if tied else [TABLE, HEAD]
     components = ["codes", "scales"] if symmetric else ["codes", "scales", "zero_points"]
@@ -204,7 +228,7 @@ def test_lookup_and_head_read_one_table(bits: int, symmetric: bool, size: int, c
 def test_a_lookup_in_half_is_rounded_once(bits: int, symmetric: bool) -> None:
     block = BlockFormat(4 if bits == 4 else 8, 32, symmetric=symmetric)
     after = tabled(96, half=True)
-    assert fire(after, table_pass(block, "portable", half=True), with_spec(hidden_size=96)).count == 2
+    assert fire(after, table_pass(Formats(None, block), "portable", half=True), with_spec(hidden_size=96)).count == 2
     source = Checkpoint({TABLE: weight(TABLE, (40, 96))})
     feeds = table_feeds(96, half=True)
     exact = dequantized(source, block).tensors[TABLE]
@@ -218,7 +242,9 @@ def test_a_lookup_in_half_is_rounded_once(bits: int, symmetric: bool) -> None:
 def test_gather_block_quantized_reads_the_same_table(bits: int, size: int, columns: int) -> None:
     block = BlockFormat(4 if bits == 4 else 8, size, symmetric=True)
     before, after = tabled(columns), tabled(columns)
-    firing = fire(after, table_pass(block, "gather_block_quantized", half=False), with_spec(hidden_size=columns))
+    firing = fire(
+        after, table_pass(Formats(None, block), "gather_block_quantized", half=False), with_spec(hidden_size=columns)
+    )
     assert (firing.count, firing.refusals) == (2, [])
     count = operators(after)
     assert count["GatherBlockQuantized"] == 1 and "Gather" not in count
@@ -231,7 +257,9 @@ def test_gather_block_quantized_reads_the_same_table(bits: int, size: int, colum
 
 def test_gather_block_quantized_takes_no_zero_points() -> None:
     model = tabled(64)
-    firing = table_pass(FORMATS[0], "gather_block_quantized", half=False)(model, with_spec(hidden_size=64))
+    firing = table_pass(Formats(None, FORMATS[0]), "gather_block_quantized", half=False)(
+        model, with_spec(hidden_size=64)
+    )
     assert firing.count == 1 and "GatherBlockQuantized reads zero points in another layout" in firing.refusals[0]
     assert operators(model)["Gather"] == 1
 
@@ -248,5 +276,5 @@ def test_near_misses_of_the_table_are_refused(op_type: str, place: int, reason: 
     model = tabled(64)
     node = next(node for node in model.graph if node.op_type == op_type)
     node.replace_input_with(place, model.graph.inputs[1])
-    firing = table_pass(FORMATS[0], "portable", half=False)(model, with_spec(hidden_size=64))
+    firing = table_pass(Formats(None, FORMATS[0]), "portable", half=False)(model, with_spec(hidden_size=64))
     assert (firing.count, firing.refusals) == (1, [reason])
