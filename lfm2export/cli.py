@@ -213,6 +213,37 @@ def inspect(folder: Path, as_json: bool) -> None:
 
 @main.command()
 @click.argument("folder", type=FOLDER)
+@click.option(
+    "--dtype", "dtypes", type=click.Choice(DTYPES), multiple=True, help="Repeatable; default q4 where present."
+)
+@click.option(
+    "--context",
+    "contexts",
+    type=click.IntRange(min=1),
+    multiple=True,
+    help="Tokens of the prompt. Repeatable; default 128, 512 and 4096.",
+)
+@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Runs of every figure.")
+@click.option("--threads", type=click.IntRange(min=1), help="Default: one for each core.")
+@click.option("--json", "as_json", is_flag=True, help="The same for machines.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@_errors_to_exit_code
+def bench(folder: Path, dtypes: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> None:
+    """Measure an artifact on this CPU: load, time to first token, prefill, decode, memory, share of the bandwidth.
+
+    Runs on any LFM2 ONNX folder of this layout, whoever made it. Nothing else should run meanwhile.
+
+    \b
+    Example:
+      lfm2-export bench ./my-lfm2-ONNX --context 128 --context 512
+    """
+    from lfm2export.commands import run_bench
+
+    run_bench(folder, dtypes, as_json, quiet, **options)
+
+
+@main.command()
+@click.argument("folder", type=FOLDER)
 @click.option("-p", "--prompt", help="One message; without it, and without --chat, the prompt is read from stdin.")
 @click.option("--dtype", type=click.Choice(DTYPES), help="Default: q4 where present.")
 @click.option("--chat", is_flag=True, help="A conversation: one message a line, until the end of the input.")

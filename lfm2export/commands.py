@@ -15,6 +15,8 @@ from lfm2export.console import progress_on_stderr
 from lfm2export.errors import PromptError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from lfm2export.generation.loop import Generated
     from lfm2export.generation.sampling import Sampler
     from lfm2export.inspection import Inspection
@@ -135,11 +137,17 @@ def run_inspect(folder: Path, as_json: bool) -> bool:
     return found.good
 
 
-def _show(found: Inspection) -> None:
+def _console(width: int) -> Console:
+    """The terminal, or that many columns where there is none."""
     from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else width)
+
+
+def _show(found: Inspection) -> None:
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else 110)
+    console = _console(110)
     for model in found.models:
         table = Table(
             title=f"{model.file}  ({model.dtype}, logits {model.logits})", title_justify="left", show_header=False
@@ -170,6 +178,21 @@ def _tensors(tensors: Sequence[Any]) -> str:
     """The first ones in full; caches of further layers only differ in their number."""
     shown = [f"{t.name} {t.dtype}[{', '.join(map(str, t.shape))}]" for t in tensors[:6]]
     return "\n".join(shown) + (f"\n... {len(tensors) - 6} more" if len(tensors) > 6 else "")
+
+
+def run_bench(folder: Path, dtypes: Sequence[str], as_json: bool, quiet: bool, **options: Any) -> None:
+    """Measure an artifact and show what was found."""
+    from lfm2export.bench.run import bench_artifact
+    from lfm2export.bench.table import tables
+
+    with progress_on_stderr(quiet) as progress:
+        found = bench_artifact(folder, dtypes, progress=progress, **options)
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=2))
+        return
+    console = _console(150)
+    for table in tables(found):
+        console.print(table)
 
 
 def run_generate(

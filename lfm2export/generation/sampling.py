@@ -95,9 +95,11 @@ def process(logits: Scores, tokens: Sequence[int], sampling: Sampling) -> Scores
 
 def repetition_penalty(scores: Scores, tokens: Sequence[int], penalty: float) -> Scores:
     """Every token of `tokens` once: a positive score is divided by `penalty`, a negative one multiplied."""
+    if penalty == 1:
+        return scores
     seen = np.unique(np.asarray(tokens, np.int64))
     seen = seen[seen < scores.shape[-1]]
-    if penalty == 1 or not seen.size:
+    if not seen.size:
         return scores
     penalized = scores.copy()
     chosen = scores[seen]

@@ -1,0 +1,200 @@
+"""Benchmark a folder: every file in a process of its own, the bandwidth of memory before and after."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import lfm2export
+from lfm2export import __version__
+from lfm2export.artifact import find_model
+from lfm2export.bench.bandwidth import read_bandwidth, usable_cores
+from lfm2export.bench.machine import machine
+from lfm2export.bench.results import BenchResult, ContextResult, FileResult, spread
+from lfm2export.bench.traffic import cache_bytes, weight_bytes
+from lfm2export.contract import MODEL_FILES, cache_dtype
+from lfm2export.errors import ArtifactError, StepError
+from lfm2export.package.graph import read_graph
+from lfm2export.progress import Progress, silent
+from lfm2export.spec import ModelSpec, parse_spec, read_config
+
+CONTEXTS = (128, 512, 4096)
+DECODED = 32
+REPEATS = 3
+
+#: Bytes read at a time to bring a file into the system's memory.
+BLOCK = 16 << 20
+
+#: Where this package is, so that a worker measures this one and no other that is installed.
+ROOT = Path(lfm2export.__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Of the workers for one file: the one that ran everything, and the sessions opened by all of them."""
+
+    loop: str
+    loads: tuple[dict[str, Any], ...]
+    runs: tuple[dict[str, Any], ...]
+
+
+def bench_artifact(
+    folder: Path,
+    dtypes: Sequence[str] = (),
+    *,
+    contexts: Sequence[int] = (),
+    threads: int | None = None,
+    repeats: int = REPEATS,
+    decoded: int = DECODED,
+    progress: Progress = silent,
+) -> BenchResult:
+    """Measure the files of `folder`, of any LFM2 ONNX folder of this layout.
+
+    Args:
+        dtypes: default the first that is there of `artifact.PREFERENCE`.
+        contexts: prompt lengths in tokens; default :data:`CONTEXTS`, of which those are skipped that the model has no
+            room for.
+        threads: intra-op threads, and threads of the read test; default one for each core that may be used.
+        repeats: of every prompt and of the load.
+        decoded: tokens decoded after each prompt.
+
+    Raises:
+        ArtifactError, SourceError, ConfigError: there is no such file, or it does not load or run.
+        StepError: a context that was asked for is beyond the model's.
+    """
+    paths = {dtype: find_model(folder, dtype) for dtype in dtypes or (_preferred(folder),)}
+    spec = parse_spec(read_config(folder))
+    limit = spec.max_position_embeddings
+    for context in contexts:
+        if context + decoded > limit:
+            raise StepError(
+                f"{context} tokens and {decoded} after them exceed the context length {limit}; give a smaller context"
+            )
+    wanted = sorted(set(contexts or CONTEXTS))
+    threads = threads if threads is not None else usable_cores()
+    request = {
+        "folder": str(folder.resolve()),
+        "threads": threads,
+        "contexts": [context for context in wanted if context + decoded <= limit],
+        "repeats": repeats,
+        "decoded": decoded,
+    }
+    bandwidth = read_bandwidth(threads)
+    answers = {dtype: _measure(path, {**request, "dtype": dtype}, progress) for dtype, path in paths.items()}
+    bandwidth = max(bandwidth, read_bandwidth(threads))
+    return BenchResult(
+        folder=folder.resolve().name,
+        threads=threads,
+        repeats=repeats,
+        read_bandwidth=bandwidth,
+        machine=machine(),
+        versions={"lfm2export": __version__, "onnxruntime": metadata.version("onnxruntime")},
+        files=tuple(_file(dtype, paths[dtype], spec, found, wanted, bandwidth) for dtype, found in answers.items()),
+    )
+
+
+def _preferred(folder: Path) -> str:
+    path = find_model(folder)
+    return next(dtype for dtype, name in MODEL_FILES.items() if name == path.name)
+
+
+def _measure(path: Path, request: dict[str, Any], progress: Progress) -> _Answers:
+    """All runs in one process, and the load in as many as there are repetitions."""
+    for file in _files(path):
+        with file.open("rb") as content:
+            while content.read(BLOCK):
+                pass
+    total = len(request["contexts"]) * request["repeats"]
+    stage = f"measure {request['dtype']}"
+    whole = _worker(path, request, lambda done: progress(stage, done, total, "runs"))
+    again = [_worker(path, {**request, "contexts": []}, lambda done: None) for _ in range(request["repeats"] - 1)]
+    loads = tuple(answer["loaded"] for answer in (whole, *again))
+    return _Answers(whole["loop"], loads, tuple(whole["runs"]))
+
+
+def _worker(path: Path, request: dict[str, Any], on_run: Callable[[int], None]) -> dict[str, Any]:
+    """The answer of :mod:`lfm2export.bench.worker` to `request`.
+
+    Raises:
+        ArtifactError: the file does not load or run there, or the process was ended.
+    """
+    import_path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, "-m", "lfm2export.bench.worker", json.dumps(request)]
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=said, text=True, env={**os.environ, "PYTHONPATH": import_path}
+        ) as process,
+    ):
+        assert process.stdout is not None
+        answer: dict[str, Any] = {}
+        for line in process.stdout:
+            answer = json.loads(line)
+            if "progress" in answer:
+                on_run(answer["progress"])
+        code = process.wait()
+        said.seek(0)
+        words = said.read().strip().splitlines()
+    if "error" in answer:
+        raise ArtifactError(answer["error"])
+    if code or "loaded" not in answer:
+        why = f"signal {-code}; perhaps it needs more memory than there is" if code < 0 else f"exit code {code}"
+        raise ArtifactError(f"measuring {path} ended with {why}" + (f" ({words[-1][:300]})" if words else ""))
+    return answer
+
+
+def _file(
+    dtype: str, path: Path, spec: ModelSpec, answers: _Answers, contexts: Sequence[int], bandwidth: float
+) -> FileResult:
+    weights = weight_bytes(path)
+    size = sum(file.stat().st_size for file in _files(path))
+    first = answers.loads[0]
+    loaded = first["loaded_resident"]
+    return FileResult(
+        dtype=dtype,
+        file=path.name,
+        bytes=size,
+        loop=answers.loop,
+        load_seconds=spread([load["seconds"] for load in answers.loads]),
+        base_resident=first["base_resident"],
+        loaded_resident=loaded,
+        loaded_anonymous=first["loaded_anonymous"],
+        resident_ratio=loaded / size if loaded is not None else None,
+        contexts=tuple(
+            _context(context, [run for run in answers.runs if run["context"] == context], reads, bandwidth, spec)
+            for context in contexts
+            for reads in [weights + cache_bytes(spec, cache_dtype(dtype), context)]
+        ),
+    )
+
+
+def _context(
+    context: int, runs: Sequence[dict[str, Any]], reads: int, bandwidth: float, spec: ModelSpec
+) -> ContextResult:
+    if not runs:
+        return ContextResult(context, skipped=f"the model has room for {spec.max_position_embeddings} tokens")
+    decode = spread([run["decoded"] / run["decode_seconds"] for run in runs])
+    return ContextResult(
+        context=context,
+        decoded=runs[0]["decoded"],
+        first_token_seconds=spread([run["first_token_seconds"] for run in runs]),
+        prefill_rate=spread([context / run["first_token_seconds"] for run in runs]),
+        decode_rate=decode,
+        peak_resident=runs[-1]["peak_resident"],
+        peak_anonymous=runs[-1]["peak_anonymous"],
+        bytes_per_token=reads,
+        bandwidth_share=reads * decode.median / bandwidth,
+    )
+
+
+def _files(path: Path) -> list[Path]:
+    """The graph and its data files."""
+    return [path, *(path.parent / name for name in read_graph(path).locations if (path.parent / name).is_file())]
