@@ -1,0 +1,143 @@
+"""The token sequences that calibration reads: the text that ships with the package, or a file's.
+
+The shipped text is JSON lines, either `{"text": ...}` or `{"messages": [...], "tools": [...]}`: prose in the eight
+languages of LFM2's model card, code, excerpts of manuals, conversations with and without tool calls. Conversations go
+through the checkpoint's own chat template, so they look as the model knows them. Any prefix has about the mix of the
+whole. It is written by `training/calibration.py`, and shares no long run of words with the held-out text that `verify`
+scores.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lfm2export.checkpoint import Checkpoint
+from lfm2export.errors import PromptError
+from lfm2export.generation.text import ChatTokenizer
+from lfm2export.progress import Progress, silent
+from lfm2export.spec import ModelSpec
+from lfm2export.verify.prompts import read_text
+
+SHIPPED = Path(__file__).parent / "calibration.jsonl.xz"
+
+#: Tokens of a sequence, its start included; what `verify` scores has the same length.
+LENGTH = 512
+
+#: Least tokens that say anything about a matrix of a few hundred columns.
+FEWEST = 1024
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """name: where it comes from, for reports. sequences: at most LENGTH tokens each, every one with its start."""
+
+    name: str
+    sequences: tuple[tuple[int, ...], ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(sequence) for sequence in self.sequences)
+
+
+def calibration_text(
+    choice: Path | Literal["self"] | None,
+    checkpoint: Checkpoint,
+    tokens: int | None = None,
+    *,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> CalibrationText:
+    """The text of a choice on the command line: a file, "self" (sampled from the model), or None for the shipped one.
+
+    tokens: how many at most; None takes all of a text, and `sampled.TOKENS` of the model.
+
+    Raises:
+        TokenizerError, PromptError: no tokenizer, or no text to read.
+    """
+    tokenizer = ChatTokenizer(checkpoint.folder)
+    if choice is None:
+        return shipped_text(tokenizer, checkpoint.spec, tokens)
+    if choice != "self":
+        return file_text(choice, tokenizer, checkpoint.spec, tokens)
+    from lfm2export.calibrate.sampled import TOKENS, self_text
+    from lfm2export.reference import load_reference
+
+    reference: Any = load_reference(checkpoint.folder)  # either kind; each takes the states that it made
+    return self_text(reference, tokenizer, tokens or TOKENS, seed=seed, progress=progress)
+
+
+def shipped_text(tokenizer: ChatTokenizer, spec: ModelSpec, tokens: int | None = None) -> CalibrationText:
+    """The first `tokens` tokens of the shipped text, by default all of it.
+
+    Raises:
+        PromptError: the tokenizer does not belong to the model.
+    """
+    stream: list[int] = []
+    for document in _encoded(tokenizer, _shipped_entries()):
+        stream += document
+        if tokens is not None and len(stream) >= tokens:
+            break
+    return CalibrationText("shipped", _cut(stream, tokenizer, spec, tokens))
+
+
+def file_text(path: Path, tokenizer: ChatTokenizer, spec: ModelSpec, tokens: int | None = None) -> CalibrationText:
+    """`tokens` tokens of a UTF-8 file, perhaps .xz, in sequences spread evenly over it; by default all of it.
+
+    Special tokens are read as such, so that a file may hold rendered conversations.
+
+    Raises:
+        PromptError: the file cannot be read, is too short, is the held-out text, or the tokenizer does not belong to
+            the model.
+    """
+    name, text = read_text(path)
+    if text == read_text(None)[1]:
+        raise PromptError(f"{path} is the held-out text that verify scores; calibrate on another one")
+    found = tokenizer.encode(text, special=False)
+    if len(found) < FEWEST:
+        raise PromptError(f"{path} has {len(found)} tokens, expected at least {FEWEST}; give a longer text")
+    sequences = _cut(found, tokenizer, spec, None)
+    if tokens is not None and tokens < len(found):
+        count = max(1, tokens // len(sequences[0]))
+        sequences = tuple(sequences[i * len(sequences) // count] for i in range(count))
+    return CalibrationText(name, sequences)
+
+
+def _shipped_entries() -> Iterator[Mapping[str, Any]]:
+    with lzma.open(SHIPPED, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+def _encoded(tokenizer: ChatTokenizer, entries: Iterable[Mapping[str, Any]]) -> Iterator[list[int]]:
+    """Each entry with its special tokens; conversations that a chat template refuses, or without one, are left out."""
+    for entry in entries:
+        if "text" in entry:
+            yield tokenizer.encode(entry["text"])
+        elif tokenizer.has_chat_template:
+            try:
+                rendered = tokenizer.render(entry["messages"], tools=entry.get("tools"), add_generation_prompt=False)
+            except PromptError:
+                continue  # a template without a system or a tool role
+            yield tokenizer.encode(rendered, special=False)
+
+
+def _cut(
+    stream: list[int], tokenizer: ChatTokenizer, spec: ModelSpec, tokens: int | None
+) -> tuple[tuple[int, ...], ...]:
+    """Sequences of equal length, each with the start that the tokenizer gives a text; a rest is left out."""
+    if max(stream) >= spec.vocab_size:
+        raise PromptError(
+            f"the tokenizer gives token {max(stream)}, the model has {spec.vocab_size}; they do not belong together"
+        )
+    start = tokenizer.encode("")
+    length = min(LENGTH, spec.max_position_embeddings)
+    body = length - len(start)
+    count = max(1, len(stream) // body)
+    if tokens is not None:
+        count = max(1, min(count, tokens // length))
+    return tuple((*start, *stream[i * body : (i + 1) * body]) for i in range(count))
