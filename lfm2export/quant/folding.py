@@ -72,8 +72,7 @@ def fold_c(in_proj: Array, bias: Array | None, out_proj: Array, scale: Array) ->
     scale. C is a factor of what out_proj reads."""
     width = in_proj.shape[0] // 3
     scale = _checked(scale, (width,))
-    rows = np.ones(3 * width, np.float32)
-    rows[width : 2 * width] = scale
+    rows: Array = np.concatenate([np.ones_like(scale), scale, np.ones_like(scale)])
     return in_proj / rows[:, None], None if bias is None else bias / rows, out_proj * scale
 
 
