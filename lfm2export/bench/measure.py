@@ -6,36 +6,14 @@ Tokens are random: the time of a step does not depend on which they are.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from lfm2export.bench.memory import AnonymousPeak, anonymous_bytes, peak_resident_bytes, resident_bytes
+from lfm2export.bench.results import Loaded, Run
 from lfm2export.generation.loop import Generated, Stop, generate
 from lfm2export.runtime import BufferedModel, BufferedState, CopyState, OnnxModel, fastest
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A session just opened: seconds, and memory of the process before and after in bytes."""
-
-    seconds: float
-    base_resident: int | None
-    loaded_resident: int | None
-    loaded_anonymous: int | None
-
-
-@dataclass(frozen=True)
-class Run:
-    """A prompt of `context` tokens, then `decoded` more: seconds of each part, and memory peaks so far in bytes."""
-
-    context: int
-    decoded: int
-    first_token_seconds: float
-    decode_seconds: float
-    peak_resident: int | None
-    peak_anonymous: int | None
 
 
 class Engine:

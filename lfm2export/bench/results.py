@@ -11,6 +11,28 @@ SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
+class Loaded:
+    """A session just opened: seconds, and memory of the process before and after in bytes."""
+
+    seconds: float
+    base_resident: int | None
+    loaded_resident: int | None
+    loaded_anonymous: int | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A prompt of `context` tokens, then `decoded` more: seconds of each part, and memory peaks so far in bytes."""
+
+    context: int
+    decoded: int
+    first_token_seconds: float
+    decode_seconds: float
+    peak_resident: int | None
+    peak_anonymous: int | None
+
+
+@dataclass(frozen=True)
 class Spread:
     """Repetitions of one figure: their median, lowest and highest, and how many there were."""
 

@@ -1,0 +1,68 @@
+"""results/speed-SIZE.json: every round of the runs that were kept, with machine and versions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers.locate import ROOT
+from benchmarks.speed.rounds import Record, from_json, to_json
+
+SCHEMA_VERSION = 1
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a run was measured on. read_bandwidth: bytes a second. sizes: bytes of each contender's model files."""
+
+    machine: str
+    threads: int
+    read_bandwidth: float
+    versions: Mapping[str, str]
+    sizes: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run: ratios are taken inside it and nowhere else."""
+
+    head: Head
+    records: tuple[Record, ...]
+
+    @property
+    def contexts(self) -> tuple[int, ...]:
+        return tuple(sorted({run.context for record in self.records for run in record.runs}))
+
+
+def add(size: str, head: Head, records: Sequence[Record], results: Path = RESULTS) -> Path:
+    """Store a run; stored ones that share a context with it go."""
+    new = Measured(head, tuple(records))
+    kept = [run for run in read(size, results) if not set(run.contexts) & set(new.contexts)]
+    runs = sorted([*kept, new], key=lambda run: run.contexts)
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "size": size,
+        "runs": [{"head": asdict(run.head), "records": to_json(run.records)} for run in runs],
+    }
+    path = results / f"speed-{size}.json"
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def read(size: str, results: Path = RESULTS) -> list[Measured]:
+    """The runs stored for `size`, by context; none where there is no file."""
+    path = results / f"speed-{size}.json"
+    if not path.is_file():
+        return []
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return [Measured(Head(**run["head"]), tuple(from_json(run["records"]))) for run in document["runs"]]
+
+
+def sizes(results: Path = RESULTS) -> list[str]:
+    """Shapes that have results."""
+    found = [path.stem.removeprefix("speed-") for path in results.glob("speed-*.json")]
+    return sorted(found, key=lambda size: (size[-1] != "M", float(size[:-1])))
