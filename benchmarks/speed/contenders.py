@@ -52,6 +52,7 @@ CONTENDERS = (
     Contender("ours-128", "ours", "lfm2export q4, blocks of 128", _ours(Options(block_size=128))),
     Contender("genai-rtn", "genai", "onnxruntime-genai builder, plain rounding", _genai("rtn")),
     Contender("genai-vendor", "genai", "onnxruntime-genai builder, k_quant and int8 mix", _genai("vendor")),
+    Contender("genai-mixed", "genai", "onnxruntime-genai builder, plain rounding and int8 mix", _genai("mixed")),
     Contender("llama-Q4_K_M", "llama", "llama.cpp Q4_K_M", _llama("Q4_K_M")),
     Contender("llama-Q4_0", "llama", "llama.cpp Q4_0", _llama("Q4_0")),
 )

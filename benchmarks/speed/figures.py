@@ -28,8 +28,8 @@ TARGETS = (
     Target("llama-Q4_K_M", "decode", 1.3, SHORT),
     Target("llama-Q4_K_M", "decode", 1.5, LONG),
     Target("llama-Q4_K_M", "prefill", 1.15, SHORT + LONG),
-    Target("genai-vendor", "decode", 1.2, SHORT + LONG),
-    Target("genai-vendor", "prefill", 1.7, SHORT + LONG),
+    *(Target(peer, "decode", 1.2, SHORT + LONG) for peer in ("genai-rtn", "genai-vendor", "genai-mixed")),
+    *(Target(peer, "prefill", 1.7, SHORT + LONG) for peer in ("genai-rtn", "genai-vendor", "genai-mixed")),
 )
 
 
