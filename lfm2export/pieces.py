@@ -58,6 +58,10 @@ class Piece:
         """Bytes that this piece writes."""
         return sum(slot.nbytes // self.rows for slot in self.slots) * (self.stop - self.start)
 
+    def weights(self, source: WeightSource) -> int:
+        """Numbers that it is made of."""
+        return (self.stop - self.start) * math.prod(source.tensors[self.part].shape[1:])
+
 
 @dataclass(frozen=True)
 class Overflow:

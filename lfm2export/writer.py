@@ -3,7 +3,7 @@
     layout -> preallocate -> read | compute | write, piece by piece, on every core -> hash behind the writers -> proto
 
 Files are laid out before any weight is read, so that a full disk is known at once, pieces can be written in any
-order, and the bytes are the same whatever the number of threads.
+order, and the bytes are the same whatever the number of threads. Large models are evaluated in processes, see `pool`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from lfm2export.contract import MAX_CHUNK_BYTES
 from lfm2export.errors import GraphError, OutputError
 from lfm2export.pieces import Overflow, Piece, Slot, cut, evaluate, stored_bytes
+from lfm2export.pool import Pool
 from lfm2export.progress import Progress, silent
 from lfm2export.weights import RECIPE, Recipe, WeightSource
 
@@ -36,6 +37,9 @@ STAGE = "write"
 LARGE, PAGE, CACHE_LINE = 1 << 16, 4096, 64
 
 HASH_BYTES = 1 << 20
+
+#: Fewer weights than this are done by threads before processes have started, which takes 0.3 s.
+FEW = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,12 @@ def write_model(
     with _output_errors(path, sum(sizes)), contextlib.ExitStack() as stack:
         files = [stack.enter_context(_preallocated(data, size)) for data, size in zip(paths, sizes, strict=True)]
         job = _Job(slots, pieces, files, progress)
-        overflows = job.run(source, threads)
+        evaluate = WritePieces(source, pieces, paths)
+        if threads < 2 or sum(piece.weights(source) for piece in pieces) < FEW:
+            overflows = job.run(evaluate, threads)
+        else:
+            with Pool(threads, evaluate) as pool:
+                overflows = job.run(pool.run, threads)
         written = [
             WrittenFile(data.name, size, digest) for data, size, digest in zip(paths, sizes, job.digests, strict=True)
         ]
@@ -135,6 +144,30 @@ def lay_out(recipes: dict[str, Recipe], max_chunk_bytes: int) -> tuple[list[Slot
     return slots, sizes
 
 
+@dataclass(frozen=True)
+class WritePieces:
+    """The job of one piece, by its number: read, computed, written to its places in the files `paths`."""
+
+    source: WeightSource
+    pieces: list[Piece]
+    paths: list[Path]
+
+    def __call__(self, number: int) -> list[Overflow]:
+        piece = self.pieces[number]
+        with contextlib.ExitStack() as stack:
+            numbers = {slot.file for slot in piece.slots}
+            files = {file: stack.enter_context(self.paths[file].open("r+b", buffering=0)) for file in numbers}
+
+            def write(slot: Slot, offset: int, values: NDArray[Any]) -> None:
+                data = values.data.cast("B")
+                position = slot.offset + offset
+                while data:
+                    count = os.pwrite(files[slot.file].fileno(), data, position)
+                    data, position = data[count:], position + count
+
+            return evaluate(piece, self.source, write)
+
+
 class _Job:
     """Pieces in flight, and what is known about the files so far. `lock` guards everything that changes."""
 
@@ -148,12 +181,12 @@ class _Job:
         self.overflows: dict[str, Overflow] = {}
         self.digests: list[str] = []
 
-    def run(self, source: WeightSource, threads: int) -> list[Overflow]:
-        """Evaluate every piece on `threads` threads while one more hashes finished tensors."""
+    def run(self, evaluate: Callable[[int], list[Overflow]], threads: int) -> list[Overflow]:
+        """Evaluate every piece, `threads` at a time, while one more thread hashes finished tensors."""
         workers = ThreadPoolExecutor(max(1, threads), thread_name_prefix="lfm2export-weights")
         hasher = ThreadPoolExecutor(1, thread_name_prefix="lfm2export-hash")
         try:
-            futures = [workers.submit(self._evaluate, piece, source) for piece in self.pieces]
+            futures = [workers.submit(self._evaluate, number, evaluate) for number in range(len(self.pieces))]
             futures.append(hasher.submit(self._hash))
             finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
             for future in futures:  # of several errors, the one that comes first in the file
@@ -167,10 +200,11 @@ class _Job:
                 pool.shutdown(wait=True, cancel_futures=True)
         return [self.overflows[slot.name] for slot in self.slots if slot.name in self.overflows]
 
-    def _evaluate(self, piece: Piece, source: WeightSource) -> None:
+    def _evaluate(self, number: int, evaluate: Callable[[int], list[Overflow]]) -> None:
         if self.stopped:
             return
-        for overflow in evaluate(piece, source, self._write):
+        piece = self.pieces[number]
+        for overflow in evaluate(number):
             self._count(overflow)
         with self.lock:
             for slot in piece.slots:
@@ -179,13 +213,6 @@ class _Job:
             done = self.done
             self.lock.notify_all()
         self.progress(STAGE, done, self.total, "B")
-
-    def _write(self, slot: Slot, offset: int, values: NDArray[Any]) -> None:
-        data = values.data.cast("B")
-        position = slot.offset + offset
-        while data:
-            count = os.pwrite(self.files[slot.file], data, position)
-            data, position = data[count:], position + count
 
     def _count(self, overflow: Overflow) -> None:
         with self.lock:
