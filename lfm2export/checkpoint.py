@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, BinaryIO, Literal, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,10 @@ from numpy.typing import NDArray
 from lfm2export.errors import ConfigError, SourceError, TensorError, TokenizerError
 from lfm2export.progress import Progress, silent
 from lfm2export.spec import ModelSpec, parse_spec, read_config
+
+if TYPE_CHECKING:
+    from lfm2export.quant.blocks import QuantizedBlocks
+    from lfm2export.weights import BlockFormat
 
 StoredDtype = Literal["F32", "F16", "BF16"]
 
@@ -85,6 +89,10 @@ class Checkpoint:
         if not finite:
             self._refuse_not_finite(tensor)
         return out
+
+    def prepared(self, name: str, start: int, stop: int, format: BlockFormat) -> QuantizedBlocks | None:
+        """None: a checkpoint holds no blocks."""
+        return None
 
     def columns(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Columns [start, stop) of a matrix [R, C]: float32 [R, stop - start]; memory bounded by the result.

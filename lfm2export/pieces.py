@@ -114,13 +114,13 @@ def evaluate(piece: Piece, source: WeightSource, write: Write) -> list[Overflow]
     Raises:
         TensorError, SourceError: as the source raises them, and for weights that are not finite.
     """
+    block = piece.slots[0].recipe.block
+    if block is not None:
+        return _quantized(piece, block, source, write)
     values = source.rows(piece.part, piece.start, piece.stop)
     if zeros := piece.slots[0].recipe.leading_zeros:
         values = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(zeros, 0)])
-    block = piece.slots[0].recipe.block
-    if block is None:
-        return _dense(piece, piece.slots[0], values, write)
-    return _quantized(piece, block, values, write)
+    return _dense(piece, piece.slots[0], values, write)
 
 
 def _dense(piece: Piece, slot: Slot, values: NDArray[np.float32], write: Write) -> list[Overflow]:
@@ -148,11 +148,13 @@ def _stored(slot: Slot, values: NDArray[np.float32]) -> tuple[NDArray[Any], list
     return stored, [Overflow(slot.name, beyond, largest)] if beyond else []
 
 
-def _quantized(piece: Piece, block: BlockFormat, values: NDArray[np.float32], write: Write) -> list[Overflow]:
-    try:
-        quantized = quantize(values, block)
-    except TensorError as error:
-        raise TensorError(f"{piece.part}: {error}") from error
+def _quantized(piece: Piece, block: BlockFormat, source: WeightSource, write: Write) -> list[Overflow]:
+    quantized = source.prepared(piece.part, piece.start, piece.stop, block)
+    if quantized is None:
+        try:
+            quantized = quantize(source.rows(piece.part, piece.start, piece.stop), block)
+        except TensorError as error:
+            raise TensorError(f"{piece.part}: {error}") from error
     overflows = []
     components: dict[Component, NDArray[Any] | None] = {
         "codes": quantized.codes,

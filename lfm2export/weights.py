@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from lfm2export.quant.blocks import QuantizedBlocks
 
 Component = Literal["values", "codes", "scales", "zero_points"]
 Quantizer = Literal["round", "search"]
@@ -37,6 +40,10 @@ class WeightSource(Protocol):
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Rows [start, stop) of axis 0, a C-contiguous array that the caller may change."""
+        ...
+
+    def prepared(self, name: str, start: int, stop: int, format: BlockFormat) -> QuantizedBlocks | None:
+        """The same rows in blocks of `format`, where they were quantized beforehand; None: quantize `rows`."""
         ...
 
 

@@ -58,7 +58,7 @@ class StreamReference:
             StepError: a step that the artifact would refuse, or padding.
         """
         ids, mask = torch_side.checked_step(self.spec, tokens, state, attention_mask)
-        hidden, past = self._embed(ids), state.mask.shape[1]
+        hidden, past = self.embed(ids), state.mask.shape[1]
         cuts = [(start, min(start + PIECE, ids.shape[1])) for start in range(0, ids.shape[1], PIECE)]
         for module in self._layers():
             hidden = self._forward(module, hidden, cuts, state.cache, past)
@@ -71,7 +71,7 @@ class StreamReference:
 
     def run(self, runs: Sequence[Run], progress: Progress = silent) -> list[Trace]:
         """Every step of every run in one pass over the layers."""
-        hidden = [self._embed(torch.tensor([run.tokens])) for run in runs]
+        hidden = [self.embed(torch.tensor([run.tokens])) for run in runs]
         recorders = [Recorder(self.spec, run) for run in runs]
         for layer, module in enumerate(self._layers()):
             for index, run in enumerate(runs):
@@ -103,14 +103,14 @@ class StreamReference:
         """Every decoder layer with its weights, the next one being read while the former is in use."""
         count = self.spec.num_hidden_layers
         with ThreadPoolExecutor(1) as reader:
-            coming = reader.submit(self._layer, 0)
+            coming = reader.submit(self.layer, 0)
             for layer in range(count):
                 module = coming.result()
                 if layer + 1 < count:
-                    coming = reader.submit(self._layer, layer + 1)
+                    coming = reader.submit(self.layer, layer + 1)
                 yield module
 
-    def _layer(self, layer: int) -> Any:
+    def layer(self, layer: int) -> Any:
         with torch.device("meta"):
             module = Lfm2DecoderLayer(self.config, layer)
         prefix = f"model.layers.{layer}."
@@ -131,14 +131,14 @@ class StreamReference:
                 module(
                     piece,
                     position_embeddings=self.rotary(piece, positions),
-                    attention_mask=_causal_mask(past + start, stop - start) if module.is_attention_layer else None,
+                    attention_mask=causal_mask(past + start, stop - start) if module.is_attention_layer else None,
                     position_ids=positions,
                     past_key_values=cache,
                 )
             )
         return torch.cat(pieces, dim=1)
 
-    def _embed(self, ids: torch.Tensor) -> torch.Tensor:
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows of the table for ids [B, S]: [B, S, H]; no other row is read."""
         unique, places = np.unique(ids.numpy(), return_inverse=True)
         rows = np.concatenate([self.weights.rows(EMBEDDING, int(token), int(token) + 1) for token in unique])
@@ -150,7 +150,7 @@ class StreamReference:
         return norm.requires_grad_(False)
 
 
-def _causal_mask(past: int, new: int) -> torch.Tensor:
+def causal_mask(past: int, new: int) -> torch.Tensor:
     """What eager attention adds to its scores, [1, 1, S, T]: 0 for what a token may see, else the lowest float."""
     visible = torch.arange(past + new)[None] <= past + torch.arange(new)[:, None]
     return torch.where(visible, 0.0, torch.finfo(torch.float32).min)[None, None]

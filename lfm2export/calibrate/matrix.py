@@ -1,0 +1,126 @@
+"""One matrix on the inputs that it sees: every way to quantize it is tried, and the best one on held-out inputs kept.
+
+Letters: N rows (output features), K columns (input features), T tokens.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lfm2export.calibrate.activations import Scratch, output_error, second_moments
+from lfm2export.quant import QuantizedBlocks, dequantize, quantize
+from lfm2export.quant.gptq import DAMPING, Factor, FactorError, factorize, quantize_gptq
+from lfm2export.quant.search import quantize_search
+from lfm2export.weights import BlockFormat
+
+Array = NDArray[np.float32]
+
+Method = Literal["plain", "weighted", "gptq"]
+
+#: Weights of a task: 8 MB a buffer; and its most rows.
+TASK_WEIGHTS, TASK_ROWS = 2 << 20, 512
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was decided for one matrix.
+
+    parts: the source tensors stacked in it. method: "plain" is what a build without calibration does, "weighted" the
+    search weighted by the inputs' mean squares, "gptq" as `quant.gptq`. before, after: squared error of the outputs on
+    held-out inputs as a share of the outputs' squares, by "plain" and by the method. reason: why GPTQ was not tried.
+    """
+
+    parts: tuple[str, ...]
+    format: BlockFormat
+    method: Method
+    before: float
+    after: float
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """The choice, and the blocks of each part."""
+
+    choice: Choice
+    blocks: dict[str, QuantizedBlocks]
+
+
+@dataclass(frozen=True)
+class _Tried:
+    blocks: QuantizedBlocks
+    error: float
+
+
+def quantize_matrix(
+    parts: dict[str, Array],
+    format: BlockFormat,
+    inputs: Array,
+    fitted: int,
+    scratch: Scratch,
+    pool: ThreadPoolExecutor,
+    damping: float = DAMPING,
+) -> Quantized:
+    """The weights `parts`, each float32 [N, K], that one matrix is stacked of.
+
+    inputs: float32 [T, K], the first `fitted` rows to fit to, the others to judge by.
+    """
+    columns = inputs.shape[1]
+    moments = second_moments(inputs[:fitted], scratch.array("moments", (columns, columns)), pool)
+    importance = np.diagonal(moments).copy()
+    factor, reason = _factor(moments, damping, scratch)
+    judged = inputs[fitted:]
+
+    def attempt(task: tuple[str, int, int]) -> tuple[dict[Method, _Tried], float]:
+        name, start, stop = task
+        weight = parts[name][start:stop]
+        found: dict[Method, QuantizedBlocks] = {"plain": quantize(weight, format)}
+        found["weighted"] = quantize_search(weight, format, importance)
+        if factor is not None:
+            found["gptq"] = quantize_gptq(weight, format, factor)
+        tried = {
+            method: _Tried(blocks, output_error(weight - dequantize(blocks, format, columns), judged))
+            for method, blocks in found.items()
+        }
+        return tried, output_error(weight, judged)
+
+    tasks = [(name, start, stop) for name, weight in parts.items() for start, stop in _cuts(*weight.shape)]
+    done = list(pool.map(attempt, tasks))
+    methods = list(done[0][0])
+    errors = {method: sum(tried[method].error for tried, _ in done) for method in methods}
+    method = min(methods, key=lambda one: errors[one])
+    total = sum(size for _, size in done) or 1.0
+    blocks = {
+        name: _joined([tried[method].blocks for task, (tried, _) in zip(tasks, done, strict=True) if task[0] == name])
+        for name in parts
+    }
+    choice = Choice(tuple(parts), format, method, errors["plain"] / total, errors[method] / total, reason)
+    return Quantized(choice, blocks)
+
+
+def _factor(moments: Array, damping: float, scratch: Scratch) -> tuple[Factor | None, str | None]:
+    try:
+        return factorize(moments, damping, lambda shape: scratch.array("factor", shape)), None
+    except FactorError as error:
+        return None, str(error)
+
+
+def _cuts(rows: int, columns: int) -> list[tuple[int, int]]:
+    step = min(TASK_ROWS, max(16, TASK_WEIGHTS // columns))
+    return [(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def _joined(pieces: list[QuantizedBlocks]) -> QuantizedBlocks:
+    zeros = [piece.zero_points for piece in pieces if piece.zero_points is not None]
+    return QuantizedBlocks(
+        np.concatenate([piece.codes for piece in pieces]),
+        np.concatenate([piece.scales for piece in pieces]),
+        np.concatenate(zeros) if zeros else None,
+        sum(piece.saturated for piece in pieces),
+        max(piece.largest for piece in pieces),
+    )
