@@ -73,6 +73,13 @@ def main() -> None:
     show_default=True,
     help="How a quantized table is read; the second does not load in a browser without WebGPU.",
 )
+@click.option("--calibrate", is_flag=True, help="Fit q4 and q4f16 to what their matrices see in text; takes minutes.")
+@click.option(
+    "--calibration-text",
+    metavar="FILE|self",
+    help="Text to calibrate on, perhaps .xz, or 'self': sampled from the model; default the text that ships.",
+)
+@click.option("--calibration-tokens", type=click.IntRange(min=1024), help="About that many; default 16,384.")
 @click.option("--threads", type=click.IntRange(min=1), help="Default: one a core.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Quick parity checks at the end.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
@@ -85,6 +92,7 @@ def build(source: str | None, dtypes: tuple[str, ...], output: Path | None, **op
     \b
     Example:
       lfm2-export build ./my-lfm2 --dtype q4 --dtype fp16 -o ./my-lfm2-ONNX
+      lfm2-export build ./my-lfm2 --calibrate --calibration-tokens 2048 -o ./my-lfm2-ONNX
     """
     from lfm2export.commands import run_build
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lfm2export.generation.loop import Generated
     from lfm2export.generation.sampling import Sampler
     from lfm2export.inspection import Inspection
+    from lfm2export.recipes import Calibration
 
 
 def run_build(
@@ -34,6 +35,9 @@ def run_build(
     block_size: str,
     table_bits: str,
     verify: bool,
+    calibrate: bool,
+    calibration_text: str | None,
+    calibration_tokens: int | None,
     **options: Any,
 ) -> bool:
     """Build, say in a few lines what was made, and verify it; whether it is good."""
@@ -42,7 +46,13 @@ def run_build(
 
     if source is None:
         click.echo("No SOURCE given: exporting the small model that ships with this package.")
-    chosen = Options(block_size=int(block_size), table_bits=int(table_bits), **options)  # type: ignore[arg-type]
+    calibration = _calibration(calibrate, calibration_text, calibration_tokens)
+    chosen = Options(
+        block_size=int(block_size),
+        table_bits=int(table_bits),  # type: ignore[arg-type]
+        calibration=calibration,
+        **options,
+    )
     with progress_on_stderr(quiet) as progress:
         report = build(
             source,
@@ -64,12 +74,23 @@ def run_build(
                 f"(largest {overflow.largest:g}); prefer fp32 or q4 for this checkpoint",
                 err=True,
             )
+    if report.calibrated is not None:
+        click.echo(report.calibrated.summary())
     click.echo(f"{report.folder} is complete ({report.seconds:.1f} s)")
     if not verify:
         return True
     return run_verify(
         report.folder, reference=report.source.folder, dtypes=tuple(report.models), quick=True, quiet=quiet
     )
+
+
+def _calibration(calibrate: bool, text: str | None, tokens: int | None) -> Calibration | None:
+    from lfm2export.recipes import Calibration
+
+    given = {name: value for name, value in (("text", text), ("tokens", tokens)) if value is not None}
+    if given and not calibrate:
+        raise PromptError(f"--calibration-{next(iter(given))} says how to calibrate; add --calibrate, or leave it out")
+    return Calibration(**given) if calibrate else None  # type: ignore[arg-type]
 
 
 def run_verify(

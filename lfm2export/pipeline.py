@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,16 +14,21 @@ from typing import TYPE_CHECKING, Any
 from lfm2export import contract
 from lfm2export.errors import GraphError, Lfm2ExportError
 from lfm2export.progress import Progress, silent
-from lfm2export.recipes import RECIPES, Chosen, Options, body_format, table_format
+from lfm2export.recipes import RECIPES, Chosen, Options, body_format, formats, table_format
 from lfm2export.spec import ModelSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from lfm2export.calibrate import Calibrated
+    from lfm2export.checkpoint import Checkpoint
     from lfm2export.hub import ResolvedSource
     from lfm2export.writer import WrittenModel
 
 MODELS_FOLDER = "onnx"
+
+#: Where calibration works, inside the staging folder; gone before the artifact is complete.
+SCRATCH_FOLDER = ".calibration"
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ class BuildReport:
     spec: ModelSpec
     models: Mapping[str, WrittenModel]
     seconds: float
+    calibrated: Calibrated | None = None
 
 
 def build(
@@ -60,6 +67,7 @@ def build(
         SourceError, ConfigError, TensorError, TokenizerError, HubError: the checkpoint cannot be used.
         OutputError: the output cannot be written.
         GraphError: the installed libraries trace another graph than the pinned ones.
+        PromptError: there is no text to calibrate on.
     """
     from lfm2export.checkpoint import check_tokenizer, open_checkpoint
     from lfm2export.hub import resolve_source
@@ -69,6 +77,7 @@ def build(
     started = time.monotonic()
     options = options if options is not None else Options()
     dtypes = _ordered(dtypes)
+    _check_calibration(dtypes, options)
     threads = threads if threads is not None else os.cpu_count() or 1
     if out is not None:  # before a download, when that much is known
         check_output(out, force=force)
@@ -84,22 +93,25 @@ def build(
 
         fused = fused_graph(spec, options.logits)
         (folder / MODELS_FOLDER).mkdir()
+        calibrated = _calibrated(checkpoint, dtypes, options, folder / SCRATCH_FOLDER, threads, progress)
         models = {}
         for dtype in dtypes:
             graph = dtype_graph(fused, spec, dtype, options)
             path = folder / MODELS_FOLDER / contract.MODEL_FILES[dtype]
-            models[dtype] = write_model(graph, checkpoint, path, threads=threads, progress=_staged(progress, dtype))
+            weights = calibrated.store if calibrated is not None and _is_mixed(dtype) else checkpoint
+            models[dtype] = write_model(graph, weights, path, threads=threads, progress=_staged(progress, dtype))
+        shutil.rmtree(folder / SCRATCH_FOLDER, ignore_errors=True)
         provenance = Provenance(
             name=found.name,
             repo_id=found.repo_id,
             revision=found.revision,
             source_files=hashes.result(),
             tensor_count=len(checkpoint.tensors),
-            recipe={dtype: _described(dtype, options) for dtype in dtypes},
+            recipe={dtype: _described(dtype, options, calibrated) for dtype in dtypes},
             options={"logits": options.logits},
         )
         write_package(folder, found.folder, checkpoint.config, spec, models, provenance)
-    return BuildReport(out, found, spec, models, time.monotonic() - started)
+    return BuildReport(out, found, spec, models, time.monotonic() - started, calibrated)
 
 
 def _ordered(dtypes: Sequence[str]) -> list[str]:
@@ -118,7 +130,35 @@ def _staged(progress: Progress, dtype: str) -> Progress:
     return listen
 
 
-def _described(dtype: str, options: Options) -> dict[str, Any]:
+def _is_mixed(dtype: str) -> bool:
+    """Whether matrices of that file may be calibrated and have formats of their own: those of 4 bits."""
+    return RECIPES[dtype].body_bits == 4
+
+
+def _check_calibration(dtypes: Sequence[str], options: Options) -> None:
+    if options.calibration is not None and not any(_is_mixed(dtype) for dtype in dtypes):
+        raise Lfm2ExportError(
+            f"nothing in {', '.join(dtypes)} is calibrated, expected q4 or q4f16 among them; add --dtype q4, or leave "
+            "out --calibrate"
+        )
+
+
+def _calibrated(
+    checkpoint: Checkpoint, dtypes: Sequence[str], options: Options, folder: Path, threads: int, progress: Progress
+) -> Calibrated | None:
+    """What calibration makes of the matrices in `folder`, which it creates; the 4-bit files share it."""
+    if options.calibration is None:
+        return None
+    from lfm2export.calibrate import calibrate
+    from lfm2export.calibrate.source import calibration_text
+
+    folder.mkdir()
+    text = calibration_text(checkpoint, options.calibration, progress)
+    blocks = formats(next(dtype for dtype in dtypes if _is_mixed(dtype)), options)
+    return calibrate(checkpoint, blocks.of, text, folder, threads=threads, progress=progress)
+
+
+def _described(dtype: str, options: Options, calibrated: Calibrated | None) -> dict[str, Any]:
     """The recipe of one file as JSON values."""
     body, table = body_format(dtype, options), table_format(dtype, options)
     return {
@@ -126,6 +166,7 @@ def _described(dtype: str, options: Options) -> dict[str, Any]:
         "body": asdict(body) if body is not None else None,
         "table": asdict(table) if table is not None else None,
         "lookup": options.lookup if table is not None else None,
+        "calibration": calibrated.described() if calibrated is not None and _is_mixed(dtype) else None,
     }
 
 

@@ -24,6 +24,25 @@ TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 
 BLOCK_SIZES = (16, 32, 64, 128)
 TABLE_BITS = (4, 8)
+FEWEST_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What matrices are calibrated on.
+
+    text: None for the text that ships with the package, "self" for text that the model samples, else a file's path.
+    tokens: about that many; one sequence in eight is held out, to judge by.
+    """
+
+    text: str | None = None
+    tokens: int = 16_384
+
+    def __post_init__(self) -> None:
+        if self.tokens < FEWEST_TOKENS:
+            raise Lfm2ExportError(
+                f"{self.tokens} calibration tokens say too little about any matrix, expected at least {FEWEST_TOKENS}"
+            )
 
 
 @dataclass(frozen=True)
@@ -34,6 +53,7 @@ class Options:
     symmetric: 4-bit blocks without a zero point: smaller by 1/64 byte a parameter, and less exact.
     table_bits: of the embedding table in q4 and q4f16; the table is the most sensitive tensor of all.
     lookup: how the quantized table is read; see `passes.lookup`.
+    calibration: of the matrices of q4 and q4f16 (see `calibrate`); None takes each by itself.
     """
 
     logits: LogitsMode = "last"
@@ -42,6 +62,7 @@ class Options:
     table_bits: Literal[4, 8] = 8
     quantizer: Quantizer = "search"
     lookup: LookupKind = "portable"
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         if self.block_size not in BLOCK_SIZES:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from lfm2export import pieces
 from lfm2export.contract import IR_VERSION, MICROSOFT_OPSET, OPSET
-from lfm2export.quant import dequantize, quantize
+from lfm2export.quant import QuantizedBlocks, dequantize, quantize
 from lfm2export.weights import BlockFormat, Recipe
 from lfm2export.writer import data_name, lay_out, write_model
 from tests.weight_recipes import Q4, Matrix, Source, every_kind, gaussian, model_of, quantized, small_pieces
@@ -180,6 +180,9 @@ class LargeSource:
 
     def rows(self, name: str, start: int, stop: int) -> Matrix:
         return gaussian(stop - start, *self.shapes[name][1:], seed=start)
+
+    def prepared(self, name: str, start: int, stop: int, format: BlockFormat) -> QuantizedBlocks | None:
+        return None
 
 
 @pytest.mark.parametrize("kind", ["dense", "transposed", "quantized"])

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lfm2export import pieces, writer
 from lfm2export.contract import IR_VERSION, MICROSOFT_OPSET, OPSET
-from lfm2export.quant import quantize
+from lfm2export.quant import QuantizedBlocks, quantize
 from lfm2export.weights import RECIPE, BlockFormat, Recipe
 
 Matrix = NDArray[np.float32]
@@ -23,14 +23,22 @@ Q4 = BlockFormat(4, 32, symmetric=False)
 
 @dataclass
 class Source:
-    """A checkpoint in memory; `before` runs ahead of every read."""
+    """A checkpoint in memory; `before` runs ahead of every read, `blocks` are matrices quantized beforehand."""
 
     tensors: dict[str, Matrix]
     before: Callable[[str, int], None] = field(default=lambda name, start: None)
+    blocks: dict[str, QuantizedBlocks] = field(default_factory=dict)
 
     def rows(self, name: str, start: int, stop: int) -> Matrix:
         self.before(name, start)
         return self.tensors[name][start:stop].copy()
+
+    def prepared(self, name: str, start: int, stop: int, format: BlockFormat) -> QuantizedBlocks | None:
+        blocks = self.blocks.get(name)
+        if blocks is None:
+            return None
+        zeros = None if blocks.zero_points is None else blocks.zero_points[start:stop]
+        return QuantizedBlocks(blocks.codes[start:stop], blocks.scales[start:stop], zeros)
 
 
 def gaussian(*shape: int, seed: int = 0) -> Matrix:

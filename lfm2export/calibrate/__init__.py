@@ -1,24 +1,31 @@
 """Calibration: what 4-bit matrices are made of when the inputs that they will see are known.
 
-Layer by layer (`layers`), each matrix is quantized in several ways for its own inputs and keeps what is best on held-out
-ones (`matrix`); what was decided lies on disk (`store`) and is what the files are then written from.
+Layer by layer (`layers`), each matrix is quantized in several ways for its own inputs and keeps what is best on
+held-out ones (`matrix`); what was decided lies on disk (`store`) and is what the files are then written from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lfm2export.calibrate.activations import Scratch, Sequences, workers
 from lfm2export.calibrate.layers import Stream
 from lfm2export.calibrate.matrix import Choice, quantize_matrix
 from lfm2export.calibrate.store import Store
+from lfm2export.calibrate.text import CalibrationText
 from lfm2export.checkpoint import EMBEDDING, Checkpoint
 from lfm2export.progress import Progress, silent
 from lfm2export.quant import dequantize, quantize
 from lfm2export.reference.stream import StreamReference
-from lfm2export.reference.weights import SourceWeights
+from lfm2export.reference.weights import Override, SourceWeights
 from lfm2export.weights import BlockFormat
 
 __all__ = ["Calibrated", "Choice", "Store", "calibrate"]
@@ -29,22 +36,36 @@ FormatOf = Callable[[tuple[str, ...]], BlockFormat | None]
 
 @dataclass(frozen=True)
 class Calibrated:
-    """store: what the files are written from. choices: one per matrix, in the model's order."""
+    """store: what the files are written from. choices: one per matrix, in the model's order. text: name of the text."""
 
     store: Store
     choices: tuple[Choice, ...]
+    text: str
+    tokens: int
+
+    def described(self) -> dict[str, Any]:
+        """As JSON values, for the manifest."""
+        return {"text": self.text, "tokens": self.tokens, "matrices": [choice.described() for choice in self.choices]}
+
+    def summary(self) -> str:
+        """One line: how many matrices took which method, and what became of their outputs' error."""
+        counts = Counter(choice.method for choice in self.choices)
+        ratios = [choice.after / choice.before for choice in self.choices if choice.before]
+        error = f"; error of their outputs {100 * math.exp(np.mean(np.log(ratios))):.0f} % of before" if ratios else ""
+        taken = ", ".join(f"{count} {method}" for method, count in counts.most_common())
+        return f"calibrated on {self.tokens} tokens ({self.text}): {taken}{error}"
 
 
 def calibrate(
     checkpoint: Checkpoint,
     format_of: FormatOf,
-    tokens: Sequence[Sequence[int]],
+    text: CalibrationText,
     folder: Path,
     *,
     threads: int,
     progress: Progress = silent,
 ) -> Calibrated:
-    """Quantize every matrix of the layers for the inputs that `tokens`, sequences of at most 512, make it see.
+    """Quantize every matrix of the layers for the inputs that `text` makes it see.
 
     Args:
         format_of: also of the table, whose rounding the inputs have seen.
@@ -57,7 +78,7 @@ def calibrate(
     store = Store(checkpoint, folder)
     weights = SourceWeights(checkpoint, _rounded_table(checkpoint, format_of))
     reference = StreamReference(weights)
-    scratch, sequences = Scratch(folder), Sequences.split(tokens)
+    scratch, sequences = Scratch(folder), Sequences.split(text.sequences)
     layers = checkpoint.spec.num_hidden_layers
     choices: list[Choice] = []
     with workers(threads) as pool:
@@ -80,15 +101,15 @@ def calibrate(
             assert former is not None
             stream.finish(former)
         progress("calibrate", 4 * layers, 4 * layers, "matrices")
-    return Calibrated(store, tuple(choices))
+    return Calibrated(store, tuple(choices), text.name, text.tokens)
 
 
-def _rounded_table(checkpoint: Checkpoint, format_of: FormatOf):  # type: ignore[no-untyped-def]
+def _rounded_table(checkpoint: Checkpoint, format_of: FormatOf) -> Override:
     """The embedding as files of that format hold it; any other tensor as it is."""
     format = format_of((EMBEDDING,))
     columns = checkpoint.spec.hidden_size
 
-    def override(name, start, stop):  # type: ignore[no-untyped-def]
+    def override(name: str, start: int, stop: int) -> NDArray[np.float32] | None:
         if name != EMBEDDING or format is None:
             return None
         return dequantize(quantize(checkpoint.rows(name, start, stop), format), format, columns)

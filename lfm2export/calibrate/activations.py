@@ -1,9 +1,9 @@
 """Activations of the calibration text in files, and what is made of them: second moments and output errors.
 
 Everything here may be larger than memory: hidden states, the inputs of one matrix, its second moments and their factor
-lie in mapped files, which the system writes out and reads back as it likes. Work is cut into tasks by shapes alone, each
-task runs on one thread, and what tasks add up is added in one order, so results do not depend on how many threads there
-are.
+lie in mapped files, which the system writes out and reads back as it likes. Work is cut into tasks by shapes alone,
+each task runs on one thread, and what tasks add up is added in one order, so results do not depend on how many threads
+there are.
 
 Letters: T tokens of all sequences, K columns (input features), N rows (output features).
 """

@@ -2,8 +2,8 @@
 
 Each matrix is quantized for the inputs that it will see, which come through everything quantized before it:
 
-    table, then every layer:   norm -> in_proj | q, k, v  -> mixing -> out_proj -> add -> norm -> w1, w3 -> gate -> w2 -> add
-                                       ^ inputs, quantize             ^                           ^                ^
+    table, then every layer:  norm -> in_proj | q, k, v -> mix -> out_proj -> add -> norm -> w1, w3 -> gate -> w2 -> add
+                                      ^ inputs, quantize          ^                          ^                 ^
 
 The modules are transformers' own, as in `reference.stream`; a matrix that is quantized is put back dequantized.
 Letters: T tokens of all sequences, H hidden, K columns of a matrix.
@@ -49,7 +49,12 @@ class Stream:
     """
 
     def __init__(
-        self, reference: StreamReference, sequences: Sequences, scratch: Scratch, pool: ThreadPoolExecutor, name: str = "hidden"
+        self,
+        reference: StreamReference,
+        sequences: Sequences,
+        scratch: Scratch,
+        pool: ThreadPoolExecutor,
+        name: str = "hidden",
     ) -> None:
         self.reference, self.sequences, self.scratch, self.pool, self.name = reference, sequences, scratch, pool, name
         self.hidden = scratch.array(name, (sequences.rows, reference.spec.hidden_size))

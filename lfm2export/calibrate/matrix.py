@@ -6,8 +6,8 @@ Letters: N rows (output features), K columns (input features), T tokens.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,17 @@ class Choice:
     before: float
     after: float
     reason: str | None = None
+
+    def described(self) -> dict[str, Any]:
+        """As JSON values, for the manifest; errors to the digits that are the same on every machine."""
+        return {
+            "parts": list(self.parts),
+            "format": {name: value for name, value in asdict(self.format).items() if name != "quantizer"},
+            "method": self.method,
+            "error_before": float(f"{self.before:.4g}"),
+            "error_after": float(f"{self.after:.4g}"),
+            "reason": self.reason,
+        }
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What calibration decided, on disk: a checkpoint in which some tensors have new values, and some matrices blocks.
 
-    FOLDER/NAME.values.npy                                      float32 in the checkpoint's shape: a folded norm or kernel
-    FOLDER/NAME.codes.npy  NAME.scales.npy  NAME.zero_points.npy    a matrix in blocks, as `quant.blocks` lays them out
+    NAME.values.npy                                         float32 in the checkpoint's shape: a folded norm or kernel
+    NAME.codes.npy  NAME.scales.npy  NAME.zero_points.npy   a matrix in blocks, as `quant.blocks` lays them out
 
 Files of blocks are written from it as from the checkpoint itself (`weights.WeightSource`): what is not here is read
 there. Arrays are read by rows through a map of the file, so that memory stays what a piece takes.

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from lfm2export.passes.matching import Firing, remove_dead
-from lfm2export.quant import quantize
+from lfm2export.quant import QuantizedBlocks, quantize
 from lfm2export.spec import CONV, FULL_ATTENTION, ModelSpec
-from lfm2export.weights import RECIPE, Recipe
+from lfm2export.weights import RECIPE, BlockFormat, Recipe
 
 Array = NDArray[Any]
 Feeds = Mapping[str, Array]
@@ -56,6 +56,9 @@ class Checkpoint:
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         return self.tensors[name][start:stop].copy()
+
+    def prepared(self, name: str, start: int, stop: int, format: BlockFormat) -> QuantizedBlocks | None:
+        return None
 
 
 def numbers(name: str, *shape: int) -> NDArray[np.float32]:
