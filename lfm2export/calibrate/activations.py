@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lfm2export.errors import PromptError
 from lfm2export.reference import torch_threads
 
 Array = NDArray[np.float32]
@@ -42,7 +43,15 @@ class Sequences:
 
     @classmethod
     def split(cls, tokens: Sequence[Sequence[int]]) -> Sequences:
-        """Every :data:`HELD_OUT`-th sequence is held out, at least one."""
+        """Every :data:`HELD_OUT`-th sequence is held out, at least one.
+
+        Raises:
+            PromptError: there are too few to fit to one and judge by another.
+        """
+        if len(tokens) < 2:
+            raise PromptError(
+                f"the calibration text makes {len(tokens)} sequence, expected 2 or more; give a longer one"
+            )
         kept = [tuple(one) for one in tokens]
         held = {number for number in range(len(kept)) if number % HELD_OUT == HELD_OUT // 2} or {len(kept) - 1}
         first = [one for number, one in enumerate(kept) if number not in held]
