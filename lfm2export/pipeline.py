@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from lfm2export.calibrate import Calibrated
+    from lfm2export.calibrate.text import CalibrationText
     from lfm2export.checkpoint import Checkpoint
     from lfm2export.hub import ResolvedSource
     from lfm2export.writer import WrittenModel
@@ -88,12 +89,13 @@ def build(
     out = out if out is not None else Path.cwd() / f"{found.name}-ONNX"
     with staged_output(out, force=force, source=found.folder) as folder, ThreadPoolExecutor(1) as background:
         hashes = background.submit(checkpoint.hash_files)  # reads the files while the graph is traced
+        text = _calibration_text(checkpoint, options, progress)
         progress("trace", 0, None, "graph")
         from lfm2export.writer import write_model  # torch takes seconds to import: not before the input is known good
 
         fused = fused_graph(spec, options.logits)
         (folder / MODELS_FOLDER).mkdir()
-        calibrated = _calibrated(checkpoint, dtypes, options, folder / SCRATCH_FOLDER, threads, progress)
+        calibrated = _calibrated(checkpoint, text, dtypes, options, folder / SCRATCH_FOLDER, threads, progress)
         models = {}
         for dtype in dtypes:
             graph = dtype_graph(fused, spec, dtype, options)
@@ -143,17 +145,29 @@ def _check_calibration(dtypes: Sequence[str], options: Options) -> None:
         )
 
 
-def _calibrated(
-    checkpoint: Checkpoint, dtypes: Sequence[str], options: Options, folder: Path, threads: int, progress: Progress
-) -> Calibrated | None:
-    """What calibration makes of the matrices in `folder`, which it creates; the 4-bit files share it."""
+def _calibration_text(checkpoint: Checkpoint, options: Options, progress: Progress) -> CalibrationText | None:
     if options.calibration is None:
         return None
-    from lfm2export.calibrate import calibrate
     from lfm2export.calibrate.source import calibration_text
 
+    return calibration_text(checkpoint, options.calibration, progress)
+
+
+def _calibrated(
+    checkpoint: Checkpoint,
+    text: CalibrationText | None,
+    dtypes: Sequence[str],
+    options: Options,
+    folder: Path,
+    threads: int,
+    progress: Progress,
+) -> Calibrated | None:
+    """What calibration makes of the matrices in `folder`, which it creates; the 4-bit files share it."""
+    if text is None:
+        return None
+    from lfm2export.calibrate import calibrate
+
     folder.mkdir()
-    text = calibration_text(checkpoint, options.calibration, progress)
     blocks = formats(next(dtype for dtype in dtypes if _is_mixed(dtype)), options)
     return calibrate(checkpoint, blocks.of, text, folder, threads=threads, progress=progress)
 
