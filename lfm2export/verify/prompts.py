@@ -128,8 +128,10 @@ def read_text(path: Path | None) -> tuple[str, str]:
     return (chosen.name if path is not None else f"shipped {chosen.name}"), text
 
 
-def make_text(tokenizer: ChatTokenizer, spec: ModelSpec, path: Path | None) -> Text:
+def make_text(tokenizer: ChatTokenizer, spec: ModelSpec, path: Path | None, chunks: int | None = None) -> Text:
     """Chunks spread evenly over the text; a text of one chunk or less is one chunk.
+
+    chunks: how many at most; None takes what the model's size affords.
 
     Raises:
         PromptError: the text is too short to be scored, or cannot be read.
@@ -144,7 +146,8 @@ def make_text(tokenizer: ChatTokenizer, spec: ModelSpec, path: Path | None) -> T
             f"the tokenizer gives token {max(tokens)}, the model has {spec.vocab_size}; they do not belong together"
         )
     body = min(CHUNK, spec.max_position_embeddings) - len(start)
-    count = next((chunks for limit, chunks in CHUNKS if spec.num_parameters < limit), FEWEST_CHUNKS)
+    affordable = next((number for limit, number in CHUNKS if spec.num_parameters < limit), FEWEST_CHUNKS)
+    count = chunks if chunks is not None else affordable
     count = max(1, min(count, len(tokens) // body))
     places = np.linspace(0, max(0, len(tokens) - body), count).astype(int).tolist()
     return Text(name, tuple((*start, *tokens[place : place + body]) for place in places))
