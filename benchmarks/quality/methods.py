@@ -1,0 +1,131 @@
+"""What is compared, as data: a row a method, a list of what the rows are expected to show.
+
+A row of ours is the command line that makes the file. A new method is a new row; nothing else need change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from benchmarks.peers.genai import Recipe
+from benchmarks.peers.gguf import Quantized
+
+
+@dataclass(frozen=True)
+class Ours:
+    """`lfm2-export build SOURCE --dtype DTYPE ARGUMENTS`."""
+
+    arguments: tuple[str, ...] = ()
+    dtype: str = "q4"
+
+    @property
+    def how(self) -> str:
+        return " ".join(("lfm2-export build", "--dtype", self.dtype, *self.arguments))
+
+
+@dataclass(frozen=True)
+class Onnxruntime:
+    """onnxruntime's MatMulNBitsQuantizer on this package's float graph, whose table is stored in 8 bits as in our q4.
+
+    It quantizes MatMuls and nothing else, and a tied table is none: without that, its rows would have a float table.
+    """
+
+    algorithm: Literal["DEFAULT", "k_quant"]
+    block_size: int = 32
+    symmetric: bool = False
+
+    @property
+    def how(self) -> str:
+        kind = "symmetric" if self.symmetric else "asymmetric"
+        return f"onnxruntime.quantization MatMulNBitsQuantizer, {self.algorithm}, {kind}, block {self.block_size}"
+
+
+@dataclass(frozen=True)
+class Genai:
+    """onnxruntime-genai's model builder."""
+
+    recipe: Recipe
+
+    @property
+    def how(self) -> str:
+        from benchmarks.peers.genai import RECIPES
+
+        precision, options = RECIPES[self.recipe]
+        return " ".join(("onnxruntime_genai.models.builder", "-p", precision, "-e cpu --extra_options", *options))
+
+
+@dataclass(frozen=True)
+class LlamaCpp:
+    """llama.cpp's quantizer, without an importance matrix; keys and values in float16, its default."""
+
+    kind: Quantized
+
+    @property
+    def how(self) -> str:
+        return f"llama_model_quantize {self.kind}"
+
+
+Maker = Ours | Onnxruntime | Genai | LlamaCpp
+
+FAMILIES: dict[type[Maker], str] = {
+    Ours: "lfm2-export",
+    Onnxruntime: "onnxruntime",
+    Genai: "onnxruntime-genai",
+    LlamaCpp: "llama.cpp",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row. name: short and unique."""
+
+    name: str
+    maker: Maker
+
+    @property
+    def family(self) -> str:
+        return FAMILIES[type(self.maker)]
+
+
+ROUND_SYMMETRIC = "round symmetric g32"
+DEFAULT = "default q4"
+VENDOR = "genai k_quant + int8 mix"
+
+#: Every ratio in the table is to this row.
+BASELINE = ROUND_SYMMETRIC
+
+METHODS: tuple[Method, ...] = (
+    Method(ROUND_SYMMETRIC, Ours(("--quantizer", "round", "--symmetric"))),
+    Method("round g32", Ours(("--quantizer", "round"))),
+    Method("search symmetric g32", Ours(("--symmetric",))),
+    Method(DEFAULT, Ours()),
+    Method("round symmetric g32, 4-bit table", Ours(("--quantizer", "round", "--symmetric", "--table-bits", "4"))),
+    Method("search g32, 4-bit table", Ours(("--table-bits", "4"))),
+    Method("search g16", Ours(("--block-size", "16"))),
+    Method("search g64", Ours(("--block-size", "64"))),
+    Method("round symmetric g128", Ours(("--quantizer", "round", "--symmetric", "--block-size", "128"))),
+    Method("search g128", Ours(("--block-size", "128"))),
+    Method("search g128, 4-bit table", Ours(("--block-size", "128", "--table-bits", "4"))),
+    Method("q8", Ours(dtype="q8")),
+    Method("onnxruntime RTN symmetric g32", Onnxruntime("DEFAULT", symmetric=True)),
+    Method("onnxruntime RTN g32", Onnxruntime("DEFAULT")),
+    Method("onnxruntime k_quant g32", Onnxruntime("k_quant")),
+    Method("genai RTN", Genai("rtn")),
+    Method("genai k_quant", Genai("k_quant")),
+    Method(VENDOR, Genai("vendor")),
+    Method("llama.cpp Q4_0", LlamaCpp("Q4_0")),
+    Method("llama.cpp Q4_K_M", LlamaCpp("Q4_K_M")),
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """`method` has at most `limit` times the KLD of `against`, both as shipped, by prefill."""
+
+    method: str
+    against: str
+    limit: float
+
+
+TARGETS: tuple[Target, ...] = (Target(DEFAULT, ROUND_SYMMETRIC, 0.78),)
