@@ -80,7 +80,12 @@ def run_build(
     if not verify:
         return True
     return run_verify(
-        report.folder, reference=report.source.folder, dtypes=tuple(report.models), quick=True, quiet=quiet
+        report.folder,
+        reference=report.source.folder,
+        dtypes=tuple(report.models),
+        quick=True,
+        just_built=True,
+        quiet=quiet,
     )
 
 

@@ -7,11 +7,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 from lfm2export.progress import Progress, silent
 
 #: Seconds between two plain lines of one stage, where output is no terminal.
 PLAIN_INTERVAL = 10.0
+
+#: Stages that have ended and still have a bar.
+ENDED_SHOWN = 6
 
 
 @contextmanager
@@ -29,25 +34,24 @@ def progress_on_stderr(quiet: bool = False) -> Iterator[Progress]:
 @contextmanager
 def _bars() -> Iterator[Progress]:
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
 
-    columns = (
-        TextColumn("{task.description:<14}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
+    columns = (TextColumn("{task.description:<20}"), BarColumn(), TextColumn("{task.fields[shown]}"))
     bars = Bars(*columns, console=Console(stderr=True))
-    tasks: dict[str, int] = {}
+    stages: dict[str, tuple[Stage, Any]] = {}
     lock = threading.Lock()
 
     def listen(stage: str, done: int, total: int | None, unit: str) -> None:
         with lock:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)  # type: ignore[arg-type]
+            if stage not in stages:
+                stages[stage] = (Stage(time.monotonic(), done), bars.add_task(stage, total=total, shown=""))
+                ended = [task.id for task in bars.tasks if task.finished and task.visible]
+                for old in ended[: max(0, len(ended) - ENDED_SHOWN)]:
+                    bars.update(old, visible=False)
+            known, task = stages[stage]
+            shown = known.describe(done, total, unit, time.monotonic())
+            bars.update(task, completed=done, total=total, shown=shown)
 
     with bars:
         yield listen
@@ -57,6 +61,7 @@ class _PlainLines:
     """A line when a stage starts and ends, and every ten seconds in between."""
 
     def __init__(self) -> None:
+        self._stages: dict[str, Stage] = {}
         self._last: dict[str, float] = {}
         self._ended: set[str] = set()
         self._lock = threading.Lock()
@@ -70,7 +75,30 @@ class _PlainLines:
             if ended:
                 self._ended.add(stage)
             self._last[stage] = now
-            print(f"{stage}: {_amount(done, total, unit)}", file=sys.stderr, flush=True)
+            known = self._stages.setdefault(stage, Stage(now, done))
+            print(f"{stage}: {known.describe(done, total, unit, now)}", file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """begin: when it was first heard of, in seconds; first: how much was done then."""
+
+    begin: float
+    first: int
+
+    def describe(self, done: int, total: int | None, unit: str, now: float) -> str:
+        """How much, how fast, and how long to go (at the end: how long it took), as far as that is known."""
+        spent = now - self.begin
+        rate = (done - self.first) / spent if spent > 0 and done > self.first else None
+        parts = [_amount(done, total, unit)]
+        if rate is not None:
+            parts.append(f"{rate / 1e6:.1f} MB/s" if unit == "B" else f"{_short(rate)} {unit}/s")
+        if total is not None and done >= total:
+            if spent >= 1:
+                parts.append(f"took {_clock(spent)}")
+        elif rate is not None and total is not None:
+            parts.append(f"{_clock((total - done) / rate)} left")
+        return ", ".join(parts)
 
 
 def _amount(done: int, total: int | None, unit: str) -> str:
@@ -78,4 +106,17 @@ def _amount(done: int, total: int | None, unit: str) -> str:
         return "started"
     if unit == "B":
         return f"{done / 1e6:.1f} of {total / 1e6:.1f} MB"
-    return f"{done} of {total} {unit}"
+    return f"{_count(done)} of {_count(total)} {unit}"
+
+
+def _count(value: int) -> str:
+    return f"{value / 1e6:.1f} million" if value >= 1_000_000 else f"{value:,}"
+
+
+def _short(rate: float) -> str:
+    return f"{rate / 1e6:.1f} million" if rate >= 1e6 else f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+
+
+def _clock(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole // 60}:{whole % 60:02d} min" if whole >= 60 else f"{whole} s"

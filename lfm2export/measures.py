@@ -79,10 +79,14 @@ def log_softmax(logits: Array) -> Doubles:
 def kld(reference: Array, artifact: Array) -> Doubles:
     """KL(reference || artifact) of each row [..., V], in nats; infinite where the artifact's row is not finite."""
     finite = np.asarray(np.isfinite(artifact).all(axis=-1, keepdims=True))
-    p, q = log_softmax(reference), log_softmax(np.where(finite, artifact, 0))
-    # Rounding may leave a sum of -1e-17 for equal rows; the divergence itself is never negative.
-    divergence = np.maximum((np.exp(p) * (p - q)).sum(axis=-1), 0.0)
+    divergence = _divergence(log_softmax(reference), log_softmax(np.where(finite, artifact, 0)))
     result: Doubles = np.where(finite[..., 0], divergence, np.inf)
+    return result
+
+
+def _divergence(p: Doubles, q: Doubles) -> Doubles:
+    """Of log-probabilities; rounding may leave a sum of -1e-17 for equal rows, but it is never negative."""
+    result: Doubles = np.maximum((np.exp(p) * (p - q)).sum(axis=-1), 0.0)
     return result
 
 
@@ -95,9 +99,11 @@ def compare_logits(reference: Array, artifact: Array) -> LogitsMeasure:
     _same_shape(reference, artifact)
     if not np.isfinite(reference).all():
         raise ValueError("the reference's logits are not finite; there is nothing to compare with")
-    order = np.argsort(reference, kind="stable")
     best = int(np.argmax(reference))
-    margin = float(reference[order[-1]]) - float(reference[order[-2]]) if reference.size > 1 else None
+    margin = None
+    if reference.size > 1:
+        second, first = np.partition(reference, -2)[-2:]
+        margin = float(first) - float(second)
     if not np.isfinite(artifact).all():
         return LogitsMeasure(math.inf, None, None, None, False, None, margin)
     r, a = reference.astype(np.float64), artifact.astype(np.float64)
@@ -173,12 +179,13 @@ def compare_text(reference: Array, artifact: Array, targets: Array) -> TextMeasu
     count = len(targets)
     result = TextMeasure(np.empty(count), np.empty(count, np.bool_), np.empty(count), np.empty(count))
     for row, target in enumerate(targets):
-        result.kld[row] = kld(reference[row], artifact[row])
-        result.top1_equal[row] = np.isfinite(artifact[row]).all() and (
-            np.argmax(reference[row]) == np.argmax(artifact[row])
-        )
-        result.reference_nll[row] = -log_softmax(reference[row])[target]
-        result.artifact_nll[row] = -log_softmax(artifact[row])[target] if np.isfinite(result.kld[row]) else np.inf
+        finite = bool(np.isfinite(artifact[row]).all())
+        p = log_softmax(reference[row])
+        q = log_softmax(artifact[row]) if finite else p
+        result.kld[row] = _divergence(p, q) if finite else np.inf
+        result.top1_equal[row] = finite and np.argmax(reference[row]) == np.argmax(artifact[row])
+        result.reference_nll[row] = -p[target]
+        result.artifact_nll[row] = -q[target] if finite else np.inf
     return result
 
 

@@ -11,7 +11,7 @@ Letters: B batch, S new tokens, P past, T = P + S, H hidden, K KV heads, D head_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -69,6 +69,7 @@ class OnnxModel:
         dtype: fp32, fp16, q8, q4 or q4f16; None takes the first that is there of `artifact.PREFERENCE`.
         file: an ONNX file to use instead of the folder's own, such as an altered copy.
         graph: the bytes of an altered graph to run in place of the file's; its weights are in the file's data.
+        given: values of initializers that such a graph has and the file's data has not.
         threads: intra-op threads; None leaves the choice to the runtime.
         optimization: the runtime's graph optimizations: "all", "basic" or "none". Not "none" for q4 and q8: where the
             Cast of their scales is not folded, MatMulNBits at accuracy_level 4 gives zeros (measured with 1.32).
@@ -86,6 +87,7 @@ class OnnxModel:
         *,
         file: Path | None = None,
         graph: bytes | None = None,
+        given: Mapping[str, NDArray[Any]] | None = None,
         threads: int | None = None,
         optimization: Optimization = "all",
         providers: Sequence[str] = ("CPUExecutionProvider",),
@@ -96,7 +98,10 @@ class OnnxModel:
         if optimization == "none" and graph is None and self.dtype in ("q4", "q8"):
             raise ArtifactError(f"{self.path.name} computes zeros without constant folding; use basic optimization")
         self.spec: ModelSpec = parse_spec(read_config(folder))
-        self.session = _open_session(self.path, graph, threads, optimization, providers)
+        self.given = [_Buffer(value) for value in (given or {}).values()]
+        self.session = _open_session(
+            self.path, graph, dict(zip(given or {}, self.given, strict=True)), threads, optimization, providers
+        )
         self.logits_mode: LogitsMode = _logits_mode(self.session)
         held = [value.type for value in self.session.get_inputs() if value.type == "tensor(float16)"]
         self.cache_dtype: contract.CacheDtype = "float16" if held else "float32"
@@ -298,7 +303,12 @@ def interface_faults(session: ort.InferenceSession, wanted: contract.Contract) -
 
 
 def _open_session(
-    path: Path, graph: bytes | None, threads: int | None, optimization: Optimization, providers: Sequence[str]
+    path: Path,
+    graph: bytes | None,
+    given: Mapping[str, _Buffer],
+    threads: int | None,
+    optimization: Optimization,
+    providers: Sequence[str],
 ) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -308,6 +318,8 @@ def _open_session(
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist; give an ONNX file")
     options.add_session_config_entry(_DATA_FOLDER, str(path.parent))
+    if given:
+        options.add_external_initializers(list(given), [buffer.value for buffer in given.values()])
     try:
         return ort.InferenceSession(graph if graph is not None else str(path), options, providers=list(providers))
     except Exception as error:  # onnxruntime's own exception classes share no base below Exception

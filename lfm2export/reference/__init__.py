@@ -27,12 +27,17 @@ __all__ = ["Mode", "Override", "Run", "Trace", "chosen_mode", "load_reference", 
 #: The share of free memory that the in-memory model may take: the artifact and its user need room as well.
 SHARE = 0.25
 
+#: And the most that it takes by itself, in bytes, so that all of verification stays below 4 GB: 700M fits, 1.2B not.
+MOST = 3_000_000_000
+
 
 def chosen_mode(num_parameters: int, mode: Mode = "auto", limit: int | None = None) -> Literal["memory", "stream"]:
-    """`mode`, with "auto" decided: in memory when 4 bytes per parameter fit `limit`, or a quarter of what is free."""
+    """`mode`, with "auto" decided: in memory when 4 bytes per parameter fit `limit`; without one, 3 GB and a quarter of
+    what is free.
+    """
     if mode != "auto":
         return mode
-    room = limit if limit is not None else int(SHARE * available_bytes())
+    room = limit if limit is not None else min(MOST, int(SHARE * available_bytes()))
     return "memory" if 4 * num_parameters <= room else "stream"
 
 

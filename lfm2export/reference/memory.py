@@ -68,26 +68,68 @@ class MemoryReference:
         total = sum(len(run.tokens) for run in runs)
         done = 0
         for run in runs:
-            recorder, cache, hidden = Recorder(self.spec, run), DynamicCache(config=self.config), []
-            ids = torch.tensor([run.tokens])
-            with ExitStack() as hooks:
-                products = {
-                    layer: hooks.enter_context(torch_side.recorded_products(self.model.model.layers[layer].conv))
-                    for layer in self.spec.conv_layers
-                }
+            with _Passes(self) as passes:
                 for start, stop in run.pieces():
-                    output = self.model.model(ids[:, start:stop], past_key_values=cache, use_cache=True)
-                    hidden.append(output.last_hidden_state[0].numpy())
+                    passes.feed(run.tokens[start:stop])
                     done += stop - start
                     progress("reference", done, total, "tokens")
-            for layer, found in products.items():
-                recorder.conv(layer, found)
-            for layer in self.spec.attention_layers:
-                recorder.attention(layer, cache.layers[layer].keys.numpy(), cache.layers[layer].values.numpy())
-            traces.append(recorder.trace(np.concatenate(hidden)))
+                traces.append(passes.trace(run))
         return traces
+
+    def write(self, prompt: Sequence[int], count: int) -> Trace:
+        """The greedy answer of `count` tokens, as `model.generate` writes it, and what it leaves behind.
+
+        The trace's run is prompt and answer, its caches are kept from the end of the prompt on.
+        """
+        answer: list[int] = []
+        with _Passes(self) as passes:
+            hidden = passes.feed(prompt)
+            for _ in range(count):
+                answer.append(int(self.logits(hidden[-1:]).argmax()))
+                hidden = passes.feed(answer[-1:])
+            return passes.trace(Run.cached(prompt, answer, caches_from=len(prompt)))
 
     def logits(self, hidden: Floats) -> Logits:
         """The head on rows `hidden` [n, H] of a trace: [n, V]."""
         logits: Logits = self.model.lm_head(torch.from_numpy(hidden)).numpy()
         return logits
+
+
+class _Passes:
+    """Forward passes of one sequence on one cache, and what they leave behind."""
+
+    def __init__(self, reference: MemoryReference) -> None:
+        self.reference, self.spec = reference, reference.spec
+        self.cache: Any = DynamicCache(config=reference.config)
+        self.hidden: list[Floats] = []
+
+    def __enter__(self) -> _Passes:
+        with ExitStack() as hooks:
+            layers = self.reference.model.model.layers
+            self.products = {
+                layer: hooks.enter_context(torch_side.recorded_products(layers[layer].conv))
+                for layer in self.spec.conv_layers
+            }
+            self.hooks = hooks.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.hooks.close()
+
+    def feed(self, tokens: Sequence[int]) -> Floats:
+        """The last layer's output [S, H] after the final norm, for `tokens` [S]."""
+        ids = torch.tensor([tokens])
+        for piece in ids.split(PIECE, dim=1):
+            output = self.reference.model.model(piece, past_key_values=self.cache, use_cache=True)
+            self.hidden.append(output.last_hidden_state[0].numpy())
+        return self.hidden[-1]
+
+    def trace(self, run: Run) -> Trace:
+        """Of all that was fed, which is what `run` says."""
+        recorder = Recorder(self.spec, run)
+        for layer, found in self.products.items():
+            recorder.conv(layer, found)
+        for layer in self.spec.attention_layers:
+            held = self.cache.layers[layer]
+            recorder.attention(layer, held.keys.numpy(), held.values.numpy())
+        return recorder.trace(np.concatenate(self.hidden))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lfm2export.progress import Progress, silent
-from lfm2export.reference.run import Run, Trace
+from lfm2export.reference.run import Floats, Run, Trace
 from lfm2export.steps import Logits
 from lfm2export.verify.prompts import Prompt, Text
 
@@ -44,25 +44,27 @@ class ExpectedLong:
 
 @dataclass(frozen=True)
 class ExpectedChunk:
-    """One chunk of text: logits [n, V] at positions [first, T - 1), each of which predicts the next token."""
+    """One chunk of text: the reference's last rows [n, H] at positions [first, T - 1), each of which predicts the next.
+
+    Logits [n, V] are 30 times larger; `reference.logits` makes them where they are compared, a chunk at a time.
+    """
 
     tokens: tuple[int, ...]
     first: int
-    logits: Logits
+    hidden: Floats
 
 
-def answers(reference: Reference, prompts: Sequence[Prompt], steps: int, progress: Progress) -> list[tuple[int, ...]]:
-    """The reference's greedy continuation of each prompt by `steps` tokens; what `model.generate` gives."""
+def write(
+    reference: MemoryReference, prompts: Sequence[Prompt], steps: int, progress: Progress = silent
+) -> list[Expected]:
+    """Each prompt at once, then the reference's own greedy answer of `steps` tokens, token by token."""
     found = []
     for done, prompt in enumerate(prompts):
-        progress("greedy reference", done, len(prompts), "prompts")
-        state, tokens, answer = reference.new_state(1), np.array([prompt.tokens], np.int64), []
-        for _ in range(steps):
-            logits, state = reference.step(tokens, state)
-            answer.append(int(logits[0, -1].argmax()))
-            tokens = np.array([[answer[-1]]], np.int64)
-        found.append(tuple(answer))
-    progress("greedy reference", len(prompts), len(prompts), "prompts")
+        progress("greedy reference", done * steps, len(prompts) * steps, "tokens")
+        trace, length = reference.write(prompt.tokens, steps), len(prompt.tokens)
+        logits = reference.logits(trace.hidden[length - 1 :])
+        found.append(Expected(prompt, trace.run.tokens[length:], logits, trace))
+    progress("greedy reference", len(prompts) * steps, len(prompts) * steps, "tokens")
     return found
 
 
@@ -71,16 +73,24 @@ def expect(
     prompts: Sequence[Prompt],
     given: Sequence[tuple[int, ...]],
     long: tuple[int, ...] | None,
+    *,
+    cached: bool,
     progress: Progress = silent,
 ) -> tuple[list[Expected], ExpectedLong | None]:
-    """Teacher-forced: each prompt at once, then its answer (`given`) token by token; `long` at once."""
-    runs = [Run.cached(p.tokens, a, caches_from=len(p.tokens)) for p, a in zip(prompts, given, strict=True)]
+    """Teacher-forced: each prompt with its answer (`given`), and `long` at once, in one pass.
+
+    cached: the answer token by token on the cache, as generation does; else prompt and answer at once, which gives the
+    same within rounding in a fraction of the time.
+    """
+    run = Run.cached if cached else _at_once
+    runs = [run(p.tokens, a, len(p.tokens)) for p, a in zip(prompts, given, strict=True)]
     if long is not None:
         runs.append(Run.prefill(long, caches_from=len(long)))
     traces = reference.run(runs, progress)
     rows = [trace.hidden[len(p.tokens) - 1 :] for p, trace in zip(prompts, traces, strict=False)]
     if long is not None:
         rows.append(traces[-1].hidden[-1:])
+    # One call: a streamed head is read once for all rows.
     logits = np.split(reference.logits(np.concatenate(rows)), np.cumsum([len(part) for part in rows])[:-1])
     found = [
         Expected(p, tuple(a), part, trace) for p, a, part, trace in zip(prompts, given, logits, traces, strict=False)
@@ -94,5 +104,9 @@ def expect_text(reference: Reference, text: Text, progress: Progress = silent) -
     found = []
     for run, trace in zip(runs, reference.run(runs, progress), strict=True):
         first = len(run.tokens) // 2
-        found.append(ExpectedChunk(run.tokens, first, reference.logits(trace.hidden[first:-1])))
+        found.append(ExpectedChunk(run.tokens, first, trace.hidden[first:-1].copy()))
     return found
+
+
+def _at_once(prompt: Sequence[int], answer: Sequence[int], caches_from: int) -> Run:
+    return Run.prefill((*prompt, *answer), caches_from)

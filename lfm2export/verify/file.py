@@ -5,7 +5,7 @@ then the exact copy, then the file as shipped, then its copy for text.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from lfm2export.verify.figures import Against, CheckName, Form, TextMeasures, To
 from lfm2export.verify.greedy import greedy_answers, measure_greedy
 from lfm2export.verify.results import Check, FileResult
 from lfm2export.verify.source import Source
-from lfm2export.verify.steps import measure_steps, with_own
+from lfm2export.verify.steps import measure_steps
 from lfm2export.verify.stored import StoredWeights, read_stored
 from lfm2export.verify.tolerances import kld_limit, tie_limit, tolerances
 from lfm2export.verify.weights import measure_weights
@@ -128,7 +128,7 @@ class FileChecks:
     def _weights(self, stored: StoredWeights) -> Check:
         if not stored.weights:
             return judge.not_measured(CheckName.WEIGHTS, "the names of the file's weights do not say what they are of")
-        found = measure_weights(stored, self.plan.source.checkpoint, self.progress)
+        found = measure_weights(stored, self.plan.source.checkpoint, self.progress, self.plan.threads)
         self.found.figures["weights"] = found
         return judge.judge_weights(found, stored.missing, 0.0)
 
@@ -140,37 +140,34 @@ class FileChecks:
             self.found.checks[CheckName.ARITHMETIC] = judge.not_measured(CheckName.ARITHMETIC, why)
             return None
         override = None if half else stored.override
-        reference = load_reference(
-            self.plan.source.checkpoint.folder, self.plan.reference.mode, override=override, half=half
-        )
+        # Streamed, every prompt with its answer at once: one pass over weights that are never whole in memory.
+        reference = load_reference(self.plan.source.checkpoint.folder, "stream", override=override, half=half)
         prompts, answers = zip(*((entry.prompt, entry.answer) for entry in self.plan.expected), strict=True)
-        return expect(reference, prompts, answers, self.plan.long, self.progress)
+        return expect(reference, prompts, answers, self.plan.long, cached=False, progress=self.progress)
 
     def _sessions(self, own: tuple[list[Expected], ExpectedLong | None] | None) -> str:
         """The exact copy, if the file is not its own, then the file as shipped; its logits mode."""
         if not self.exact:
-            graph = variants.exact_copy(self.model).SerializeToString()
-            exact = self._open(graph, "none")
+            graph, given = variants.exact_copy(self.model, self.path.parent)
+            exact = self._open(graph.SerializeToString(), given, "none")
+            del given
             if own is not None:
                 self.found.measure(CheckName.ARITHMETIC, lambda: self._arithmetic(exact, own[0]))
             self._routes(exact, Form.EXACT, own[1] if own is not None else None)
             del exact
-        model = self._open(None, "all")
+        model = self._open(None, {}, "all")
         self.found.measure(CheckName.FILE, lambda: self._file(model, own[0] if own is not None else None))
         self._routes(model, Form.SHIPPED, self.plan.expected_long if self.exact else None)
         self.found.measure(CheckName.GREEDY, lambda: self._greedy(model))
         return model.logits_mode
 
     def _arithmetic(self, exact: OnnxModel, own: Sequence[Expected]) -> Check:
-        found = measure_steps(exact, own, Form.EXACT, "file", self.progress)
+        found = measure_steps(exact, own, Form.EXACT, "file", progress=self.progress)
         self.found.figures["arithmetic"] = found
         return judge.judge_arithmetic(found, self.names, self.limits, 0.0)
 
     def _file(self, model: OnnxModel, own: Sequence[Expected] | None) -> Check:
-        found = measure_steps(model, self.plan.expected, Form.SHIPPED, "source", self.progress)
-        if own is not None:
-            against_own = measure_steps(model, own, Form.SHIPPED, "file")
-            found = with_own(found, self.plan.expected, own, against_own)
+        found = measure_steps(model, self.plan.expected, Form.SHIPPED, "source", own, progress=self.progress)
         self.found.figures["steps"] = found
         most_kld = kld_limit(self.dtype, self.limits.file_kld, found)
         return judge.judge_file(found, self.names, self.limits, most_kld, 0.0)
@@ -180,7 +177,7 @@ class FileChecks:
         exact = form is Form.EXACT or self.exact
         limits = self.limits
         given = (limits.exact_logits, limits.exact_caches) if exact else (limits.route_logits, limits.route_caches)
-        feed = routes.Routes(model, form, *given)
+        feed = routes.Routes(model, form, *given, self.progress)
         first, second = self.plan.expected[0], self.plan.expected[1 % len(self.plan.expected)]
         quick = self.plan.long is None
         tokens = [*first.prompt.tokens, *first.answer][: routes.FEW if quick else None]
@@ -199,7 +196,6 @@ class FileChecks:
 
     def _route(self, name: CheckName, feed: Callable[[], list[Any]]) -> None:
         def compute() -> Check:
-            self.progress(name.value, 0, None, "routes")
             self.found.routes += feed()
             return judge.judge_routes(name, [route for route in self.found.routes if route.check is name], 0.0)
 
@@ -222,35 +218,38 @@ class FileChecks:
 
     def _text(self) -> Check:
         assert self.plan.text is not None
-        found = text_measures(self.plan.folder, self.path, self.plan.text, self.plan.threads, self.progress)
+        found = text_measures(self.plan, self.plan.folder, self.path, self.progress)
         self.found.figures["text"] = tuple(found)
         return judge.judge_text(
             found, kld_limit(self.dtype, self.limits.text_kld, self.found.figures.get("steps")), 0.0
         )
 
-    def _open(self, graph: bytes | None, optimization: Any) -> OnnxModel:
+    def _open(self, graph: bytes | None, given: Mapping[str, Any], optimization: Any) -> OnnxModel:
         return OnnxModel(
             self.plan.folder,
             self.dtype,
             file=self.path,
             graph=graph,
+            given=given,
             threads=self.plan.threads,
             optimization=optimization,
         )
 
 
-def text_measures(
-    folder: Path, path: Path, chunks: Sequence[ExpectedChunk], threads: int | None, progress: Progress
-) -> list[TextMeasures]:
-    """By prefill, where every position's logits can be had, and by decode; one session at a time."""
+def text_measures(plan: Plan, folder: Path, path: Path, progress: Progress) -> list[TextMeasures]:
+    """The file at `path` on the plan's text: by prefill, where every position's logits can be had, and by decode.
+
+    One session at a time.
+    """
+    assert plan.text is not None
     found = []
     every = variants.all_positions(variants.read_model(path))
     if every is not None:
-        model = OnnxModel(folder, file=path, graph=every.SerializeToString(), threads=threads)
-        found.append(text.measure_text(text.by_prefill(model), chunks, "prefill", progress))
+        model = OnnxModel(folder, file=path, graph=every.SerializeToString(), threads=plan.threads)
+        found.append(text.measure_text(text.by_prefill(model), plan.reference, plan.text, "prefill", progress))
         del model
-    model = OnnxModel(folder, file=path, threads=threads)
-    return [*found, text.measure_text(text.by_decode(model), chunks, "decode", progress)]
+    model = OnnxModel(folder, file=path, threads=plan.threads)
+    return [*found, text.measure_text(text.by_decode(model), plan.reference, plan.text, "decode", progress)]
 
 
 def _compared(

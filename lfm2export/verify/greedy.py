@@ -1,8 +1,9 @@
 """Free-running greedy generation of a file beside the reference's.
 
-The reference is asked once, for prompt and answer together: as long as every token so far is the reference's own
-choice, the prefix is the one that it would have written itself, so the first token that is not its choice is exactly
-where `model.generate` parts from the file. At that place the reference's logits tell a near tie from a fault.
+The reference is asked once, for prompt and answer together, where teacher forcing has not told it already: as long as
+every token so far is the reference's own choice, the prefix is the one that it would have written itself, so the first
+token that is not its choice is exactly where `model.generate` parts from the file. At that place the reference's logits
+tell a near tie from a fault.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from lfm2export.generation.text import ChatTokenizer
 from lfm2export.progress import Progress, silent
 from lfm2export.reference.run import Run
 from lfm2export.runtime import OnnxModel, fastest
+from lfm2export.steps import Logits
 from lfm2export.verify.expected import Expected
 from lfm2export.verify.figures import Difference, GreedyMeasure
 from lfm2export.verify.prompts import Prompt
@@ -55,17 +57,21 @@ def measure_greedy(
 
     own_answers: the answers in `expected` are the reference's own, to be shown beside a difference.
     """
-    pairs = list(zip((entry.prompt for entry in expected), given, strict=True))
-    traces = reference.run([Run.prefill((*p.tokens, *a), caches_from=None) for p, a in pairs], progress)
+    rows = [_known(entry, answer) for entry, answer in zip(expected, given, strict=True)]
+    short = [number for number, row in enumerate(rows) if row is None]
+    runs = [Run.prefill((*expected[number].prompt.tokens, *given[number]), caches_from=None) for number in short]
+    for number, trace in zip(short, reference.run(runs, progress) if runs else [], strict=True):
+        rows[number] = reference.logits(trace.hidden[len(expected[number].prompt.tokens) - 1 : -1])
     found = []
-    for number, ((prompt, answer), trace) in enumerate(zip(pairs, traces, strict=True)):
-        logits = reference.logits(trace.hidden[len(prompt.tokens) - 1 : -1])
+    for number, (entry, answer, logits) in enumerate(zip(expected, given, rows, strict=True)):
+        assert logits is not None
+        prompt = entry.prompt
         choices = logits.argmax(axis=-1)
-        parted = np.flatnonzero(choices != np.array(answer))
+        parted = np.flatnonzero(choices != np.array(answer[: len(choices)]))
         difference = None
         if parted.size:
             step = int(parted[0])
-            theirs = expected[number].answer[step : step + AROUND] if own_answers else ()
+            theirs = entry.answer[step : step + AROUND] if own_answers else ()
             row = logits[step]
             second, best = np.sort(row)[-2:]
             gap = float(best - row[answer[step]])
@@ -84,6 +90,17 @@ def measure_greedy(
         equal = difference.step if difference is not None else len(answer)
         found.append(GreedyMeasure(number, answer, equal, _decoded(tokenizer, answer), difference))
     return tuple(found)
+
+
+def _known(entry: Expected, answer: Sequence[int]) -> Logits | None:
+    """The reference's logits [n, V] at the answer's tokens, from what teacher forcing gave, where that tells it all.
+
+    It does up to the first token that was not fed, which is enough if the reference parts from the answer by then.
+    """
+    same = next((i for i, (a, b) in enumerate(zip(answer, entry.answer, strict=False)) if a != b), len(entry.answer))
+    logits = entry.logits[: min(same + 1, len(answer))]
+    parted = (logits.argmax(axis=-1) != np.array(answer[: len(logits)])).any()
+    return logits if parted or len(logits) == len(answer) else None
 
 
 def _decoded(tokenizer: ChatTokenizer | None, tokens: Sequence[int]) -> str | None:

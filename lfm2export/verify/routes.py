@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfm2export import contract, measures
-from lfm2export.runtime import OnnxModel
-from lfm2export.steps import Logits, Mask, next_token_logits, row_lengths
+from lfm2export.progress import Progress, silent
+from lfm2export.runtime import CopyState, OnnxModel
+from lfm2export.steps import Logits, Mask, Tokens, next_token_logits, row_lengths
 from lfm2export.verify.expected import ExpectedLong
 from lfm2export.verify.figures import CheckName, Form, RouteMeasure, Verdict
 from lfm2export.verify.prompts import Prompt
@@ -29,6 +30,9 @@ ANSWER = 4
 
 #: Tokens that the quick form feeds one by one.
 FEW = 16
+
+#: Most tokens that are fed at once: a context of 128,000 would take more memory than most machines have.
+AT_ONCE = 8192
 
 #: A long prompt is also fed in chunks of this many tokens.
 LONG_CHUNK = 1024
@@ -75,13 +79,17 @@ class Worst:
 class Routes:
     """All routes of one file in one form; each gives one measure or several."""
 
-    def __init__(self, model: OnnxModel, form: Form, limit_logits: float, limit_caches: float) -> None:
+    def __init__(
+        self, model: OnnxModel, form: Form, limit_logits: float, limit_caches: float, progress: Progress = silent
+    ) -> None:
         self.model, self.form = model, form
         self.limits = (limit_logits, limit_caches)
+        self.progress, self.stage, self.done, self.total = progress, "", 0, 0
         self.names = [cache.present.name for cache in contract.caches(model.spec, model.cache_dtype)]
 
     def chunks(self, tokens: Sequence[int]) -> list[RouteMeasure]:
         """Whole = in chunks = token by token."""
+        self._begin(CheckName.CHUNKS, 3 * len(tokens))
         whole, kept = self._fed([tokens])
         sizes: dict[str, list[Sequence[int]]] = {
             "3 chunks": _cut(tokens, 3),
@@ -99,6 +107,7 @@ class Routes:
     def turns(self, first: Sequence[int], answer: Sequence[int], second: Sequence[int]) -> RouteMeasure:
         """A second turn on the cache that the first one left = the whole conversation at once."""
         tokens = [*first, *answer, *second]
+        self._begin(CheckName.TURNS, 2 * len(tokens))
         whole, kept = self._fed([tokens])
         worst = Worst(*self.limits)
         logits, caches = self._fed([first, *([token] for token in answer), second])
@@ -109,6 +118,8 @@ class Routes:
     def padding(self, rows: Sequence[Sequence[int]], quick: bool = False) -> list[RouteMeasure]:
         """Rows of unequal length, padded left, right, and on either side by turns = the same rows alone."""
         count = 2 if quick else ANSWER
+        width = max(map(len, rows))
+        self._begin(CheckName.PADDING, sum(len(row) + count + 3 * (width + count) for row in rows))
         answers = np.array([[(7 * step + 3 * row + 5) % self.model.spec.vocab_size for step in range(count)]
                             for row in range(len(rows))])  # fmt: skip
         alone = [self._steps([list(row)], [np.ones((1, len(row)), np.int64)], answers[[index]])
@@ -134,32 +145,43 @@ class Routes:
 
     def long_reference(self, expected: ExpectedLong) -> RouteMeasure:
         """A long prompt at once = PyTorch."""
-        logits, caches = self._fed([expected.tokens])
+        self._begin(CheckName.LONG, len(expected.tokens))
+        logits, caches = self._fed(_cut_at(expected.tokens, AT_ONCE))
         worst = Worst(*self.limits)
         self._caches(worst, expected.trace.caches(len(expected.tokens)), caches)
         worst.add_logits(expected.logits, logits)
         count = len(expected.tokens)
-        return self._measure(CheckName.LONG, f"{count:,} tokens at once", "PyTorch", count, worst)
+        return self._measure(CheckName.LONG, f"{count:,} tokens {_at_once(count)}", "PyTorch", count, worst)
 
     def long_chunks(self, tokens: Sequence[int]) -> RouteMeasure:
         """A long prompt in chunks, and its last 8 tokens one by one = at once."""
-        whole, kept = self._fed([tokens])
+        count = len(tokens)
+        self._begin(CheckName.LONG, 2 * count)
+        whole, kept = self._fed(_cut_at(tokens, AT_ONCE))
         worst = Worst(*self.limits)
-        body = list(tokens[:-8])
-        parts = [body[start : start + LONG_CHUNK] for start in range(0, len(body), LONG_CHUNK)]
-        logits, caches = self._fed([*parts, *([token] for token in tokens[-8:])])
+        logits, caches = self._fed([*_cut_at(tokens[:-8], LONG_CHUNK), *([token] for token in tokens[-8:])])
         self._caches(worst, kept, caches)
         worst.add_logits(whole, logits)
-        return self._measure(
-            CheckName.LONG, f"{len(tokens):,} tokens in chunks of {LONG_CHUNK}", "all at once", len(tokens), worst
-        )
+        route = f"{count:,} tokens in chunks of {LONG_CHUNK:,}"
+        return self._measure(CheckName.LONG, route, f"all {_at_once(count)}", count, worst)
+
+    def _begin(self, check: CheckName, total: int) -> None:
+        form = " in float32" if self.form is Form.EXACT else ""
+        self.stage, self.done, self.total = f"{check.value}{form}", 0, total
+        self.progress(self.stage, 0, total, "tokens")
+
+    def _step(self, tokens: Tokens, state: CopyState, mask: Mask | None = None) -> tuple[Logits, CopyState]:
+        logits, state = self.model.step(tokens, state, mask)
+        self.done += tokens.size
+        self.progress(self.stage, self.done, self.total, "tokens")
+        return logits, state
 
     def _fed(self, parts: Iterable[Sequence[int]]) -> tuple[NDArray[Any], Caches]:
         """Logits [V] after the last part, and the caches."""
         state = self.model.new_state(1)
         for part in parts:
             if len(part):
-                logits, state = self.model.step(np.array([part], np.int64), state)
+                logits, state = self._step(np.array([part], np.int64), state)
         return next_token_logits(logits)[0], self.model.read_caches(state)
 
     def _steps(
@@ -167,10 +189,10 @@ class Routes:
     ) -> list[tuple[Logits, Caches, Mask]]:
         """(logits [B, V], caches, mask [B, T]) after the prompt and after each answer token."""
         state = self.model.new_state(len(ids))
-        logits, state = self.model.step(np.array(ids, np.int64), state, masks[0])
+        logits, state = self._step(np.array(ids, np.int64), state, masks[0])
         found = [(next_token_logits(logits, masks[0]), self.model.read_caches(state), state.mask)]
         for step in range(answers.shape[1]):
-            logits, state = self.model.step(answers[:, step : step + 1], state)
+            logits, state = self._step(answers[:, step : step + 1], state)
             found.append((next_token_logits(logits), self.model.read_caches(state), state.mask))
         return found
 
@@ -212,6 +234,15 @@ def uneven_rows(prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
     wanted = (max(1, len(longest) // 4), len(longest), max(1, 2 * len(longest) // 3))
     sources = [prompts[index % len(prompts)].tokens for index in range(3)]
     return [(*longest, *source)[-size:] for size, source in zip(wanted, sources, strict=True)]
+
+
+def _cut_at(tokens: Sequence[int], size: int) -> list[Sequence[int]]:
+    """Parts of `size` tokens, the last perhaps shorter."""
+    return [tokens[start : start + size] for start in range(0, len(tokens), size)]
+
+
+def _at_once(count: int) -> str:
+    return "at once" if count <= AT_ONCE else f"in parts of {AT_ONCE:,}"
 
 
 def _cut(tokens: Sequence[int], count: int) -> list[Sequence[int]]:

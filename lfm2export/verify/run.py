@@ -18,7 +18,7 @@ from lfm2export.generation.defaults import read_defaults
 from lfm2export.progress import Progress, silent
 from lfm2export.reference import Mode, chosen_mode, load_reference, torch_threads
 from lfm2export.runtime import OnnxModel
-from lfm2export.verify.expected import answers, expect, expect_text
+from lfm2export.verify.expected import Expected, expect, expect_text, write
 from lfm2export.verify.figures import TextMeasures
 from lfm2export.verify.file import FileChecks, Plan, text_measures
 from lfm2export.verify.greedy import greedy_answers
@@ -82,6 +82,7 @@ def verify_artifact(
     reference_mode: Mode = "auto",
     against: Path | None = None,
     threads: int | None = None,
+    just_built: bool = False,
     progress: Progress = silent,
 ) -> Verification:
     """Prove the model files in `folder`, or fail them. A failed check is a result, not an exception.
@@ -97,6 +98,7 @@ def verify_artifact(
         reference_mode: "memory", "stream" (layer by layer, bounded memory), or "auto".
         against: another artifact folder of the same tokenizer, to compare with on the same text.
         threads: of the runtime and of PyTorch; None takes one for a small model, and leaves the choice to them else.
+        just_built: `folder` was made from `reference` a moment ago, so the reference's files are not hashed again.
 
     Raises:
         Lfm2ExportError: the choices contradict each other.
@@ -109,7 +111,7 @@ def verify_artifact(
     if quick and against is not None:
         raise Lfm2ExportError("the quick form scores no text to compare artifacts on; leave out quick, or against")
     files = _files(folder, dtypes)
-    source = find_source(folder, reference, progress)
+    source = find_source(folder, reference, progress, just_built=just_built)
     if threads is None and source.checkpoint.spec.num_parameters < SMALL:
         threads = 1
     with torch_threads(threads):
@@ -161,9 +163,14 @@ def make_plan(
     length = spec.max_position_embeddings if scope.long else LONG
     long = None if scope.quick else long_tokens(text, spec, length)
     reference: Reference = load_reference(checkpoint, chosen_mode(spec.num_parameters, mode))
-    given, author = _answers(reference, folder, files, prompts, scope.steps, threads, progress)
-    exact = any(is_exact(read_model(path)) for path in files.values())
-    expected, expected_long = expect(reference, prompts, given, long if exact else None, progress)
+    compared = long if any(is_exact(read_model(path)) for path in files.values()) else None
+    expected: Sequence[Expected]
+    if reference.mode == "memory":
+        expected, author = write(reference, prompts, scope.steps, progress), "reference"
+        expected_long = expect(reference, (), (), compared, cached=True, progress=progress)[1] if compared else None
+    else:  # a streamed reference would read all its weights for every token: there the first file writes
+        given, author = _answers(folder, files, prompts, scope.steps, threads, progress)
+        expected, expected_long = expect(reference, prompts, given, compared, cached=True, progress=progress)
     return Plan(
         folder=folder,
         source=source,
@@ -191,14 +198,14 @@ def _text_of(
     present = _files(against, None)
     same = {dtype: path for dtype, path in present.items() if dtype in files}
     chosen = same or dict(list(present.items())[:1])
-    return {dtype: text_measures(against, path, plan.text, plan.threads, progress) for dtype, path in chosen.items()}
+    return {dtype: text_measures(plan, against, path, progress) for dtype, path in chosen.items()}
 
 
 def _text_facts(plan: Plan) -> TextFacts | None:
     if plan.text is None:
         return None
     lengths = [len(chunk.tokens) for chunk in plan.text]
-    scored = sum(len(chunk.logits) for chunk in plan.text)
+    scored = sum(len(chunk.hidden) for chunk in plan.text)
     return TextFacts(plan.text_name, len(lengths), max(lengths), sum(lengths), scored)
 
 
@@ -210,7 +217,6 @@ def _files(folder: Path, dtypes: Sequence[str] | None) -> dict[str, Path]:
 
 
 def _answers(
-    reference: Reference,
     folder: Path,
     files: Mapping[str, Path],
     prompts: Sequence[Prompt],
@@ -218,13 +224,7 @@ def _answers(
     threads: int | None,
     progress: Progress,
 ) -> tuple[list[tuple[int, ...]], str]:
-    """What teacher forcing feeds, and who wrote it.
-
-    The reference does, where it is in memory; a streamed one would read all its weights for every token, so there the
-    first file writes.
-    """
-    if reference.mode == "memory":
-        return answers(reference, prompts, steps, progress), "reference"
+    """What teacher forcing feeds, and whose greedy answers those are: the first file's."""
     dtype, path = next(iter(files.items()))
     model = OnnxModel(folder, dtype, file=path, threads=threads)
     return greedy_answers(model, prompts, steps, (), progress), dtype

@@ -25,11 +25,14 @@ class Source:
     matches: bool | None
 
 
-def find_source(folder: Path, reference: Path | str | None, progress: Progress = silent) -> Source:
+def find_source(
+    folder: Path, reference: Path | str | None, progress: Progress = silent, *, just_built: bool = False
+) -> Source:
     """The checkpoint of the artifact in `folder`.
 
     Args:
         reference: a folder or hub id; None asks build.json.
+        just_built: the folder was made from `reference` a moment ago, and its files need not be hashed again.
 
     Raises:
         ArtifactError: there is nothing to compare with, or the checkpoint has another architecture than the artifact.
@@ -53,7 +56,7 @@ def find_source(folder: Path, reference: Path | str | None, progress: Progress =
     checkpoint = open_checkpoint(found.folder)
     _check_same_architecture(folder, checkpoint.spec)
     files = stated.get("files")
-    matches = dict(files) == checkpoint.hash_files(progress) if files else None
+    matches = just_built or dict(files) == checkpoint.hash_files(progress) if files else None
     if matches is False and origin == "shipped":
         raise ArtifactError(
             f"{folder} was made from another {SHIPPED_NAME} than this package ships; build it again, or name the "

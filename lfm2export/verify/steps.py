@@ -8,23 +8,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from lfm2export import contract, measures
 from lfm2export.progress import Progress, silent
 from lfm2export.runtime import OnnxModel
-from lfm2export.steps import next_token_logits
+from lfm2export.steps import Logits, next_token_logits
 from lfm2export.verify.expected import Expected
 from lfm2export.verify.figures import CacheSeries, CheckName, Form, StepPoint, StepsMeasure
 from lfm2export.verify.results import Failure
 
 
 def measure_steps(
-    model: OnnxModel, expected: Sequence[Expected], form: Form, weights: str, progress: Progress = silent
+    model: OnnxModel,
+    expected: Sequence[Expected],
+    form: Form,
+    weights: str,
+    own: Sequence[Expected] | None = None,
+    *,
+    progress: Progress = silent,
 ) -> StepsMeasure:
     """Every prompt at once, then its answer token by token, on a cache of its own.
+
+    own: the same fed to PyTorch on the file's own weights, which tells what those explain.
 
     Raises:
         StepError: the runtime fails at a step.
@@ -33,14 +40,18 @@ def measure_steps(
     points: list[StepPoint] = []
     series: list[list[float]] = [[] for _ in caches]
     scales: list[list[float]] = [[] for _ in caches]
+    shares: list[float] = []
+    stage = "steps in float32" if form is Form.EXACT else "steps"
     total, done = sum(len(entry.answer) + 1 for entry in expected), 0
     for number, entry in enumerate(expected):
         state, held = model.new_state(1), 0
         for step, tokens in enumerate([entry.prompt.tokens, *((token,) for token in entry.answer)]):
             logits, state = model.step(np.array([tokens], np.int64), state)
             held += len(tokens)
-            measure = measures.compare_logits(entry.logits[step], next_token_logits(logits)[0])
-            points.append(StepPoint(number, step, held, measure))
+            row = next_token_logits(logits)[0]
+            points.append(StepPoint(number, step, held, measures.compare_logits(entry.logits[step], row)))
+            if own is not None:
+                shares.append(_share(own[number].logits[step], row))
             for index, (theirs, mine) in enumerate(
                 zip(entry.trace.caches(held), model.read_caches(state), strict=True)
             ):
@@ -48,7 +59,7 @@ def measure_steps(
                 series[index].append(found.max_abs if found.max_abs is not None else 0.0)
                 scales[index].append(found.scale if found.scale is not None else 0.0)
             done += 1
-            progress("steps", done, total, "steps")
+            progress(stage, done, total, "steps")
     cache_series = tuple(
         CacheSeries(cache.present.name, cache.layer, cache.kind, tuple(values), tuple(scale), max(scale, default=None))
         for cache, values, scale in zip(caches, series, scales, strict=True)
@@ -63,24 +74,25 @@ def measure_steps(
         max_abs_caches=max((value for values in series for value in values), default=None),
         mean_kld=measures.mean(klds).mean,
         same_top=sum(point.logits.top1_equal for point in points) / len(points) if points else None,
+        own_logits=max(shares, default=None),
+        **_explained(expected, own) if own is not None else {},
     )
 
 
-def with_own(
-    shipped: StepsMeasure, source: Sequence[Expected], own: Sequence[Expected], against_own: StepsMeasure
-) -> StepsMeasure:
-    """`shipped` with what the file's own weights explain.
+def _share(wanted: Logits, got: Logits) -> float:
+    """The largest difference of two rows over the magnitude of what was wanted."""
+    found = measures.compare_cache(wanted, got)
+    assert found.max_abs is not None
+    return found.max_abs / found.scale if found.scale else found.max_abs
 
-    source, own: the reference on the source's weights and on the file's; against_own: the file against the latter.
-    """
+
+def _explained(source: Sequence[Expected], own: Sequence[Expected]) -> dict[str, float]:
+    """What rounding of the weights alone does: the reference on the file's against the reference on the source's."""
     pairs = [(theirs.logits, ours.logits) for theirs, ours in zip(source, own, strict=True)]
-    shares = [p.logits.max_abs if p.logits.max_rel is None else p.logits.max_rel for p in against_own.points]
-    return replace(
-        shipped,
-        own_logits=max(shares),
-        own_kld=float(np.concatenate([measures.kld(theirs, ours) for theirs, ours in pairs]).mean()),
-        own_shift=max(float(np.abs(theirs - ours).max()) for theirs, ours in pairs),
-    )
+    return {
+        "own_kld": float(np.concatenate([measures.kld(theirs, ours) for theirs, ours in pairs]).mean()),
+        "own_shift": max(float(np.abs(theirs - ours).max()) for theirs, ours in pairs),
+    }
 
 
 def logits_scale(measure: measures.LogitsMeasure) -> float:

@@ -143,7 +143,7 @@ def read_stored(model: onnx.ModelProto, folder: Path, spec: ModelSpec) -> Stored
     An initializer whose name or shape does not fit is left out, and its tensors are then missing.
     """
     source = spec.source_tensors()
-    raws = {t.name: _raw(t, folder) for t in model.graph.initializer if t.data_type in _TYPES}
+    raws = {t.name: raw_tensor(t, folder) for t in model.graph.initializer if t.data_type in _TYPES}
     found: dict[str, Stored] = {}
     for name in raws:
         stored = _stored(name, raws, source)
@@ -191,7 +191,8 @@ def _format(codes: Raw, scales: Raw | None, zeros: Raw | None, shape: tuple[int,
     return None
 
 
-def _raw(tensor: TensorProto, folder: Path) -> Raw:
+def raw_tensor(tensor: TensorProto, folder: Path) -> Raw:
+    """The bytes of an initializer whose external data, if any, is in `folder`."""
     shape = tuple(tensor.dims)
     if tensor.data_location != TensorProto.EXTERNAL:
         return Raw(tensor.name, _TYPES[tensor.data_type], shape, None, 0, onnx.numpy_helper.to_array(tensor))

@@ -8,7 +8,10 @@ what a grid may leave out of its range. A wrong scale or zero point moves the gr
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -33,19 +36,21 @@ NOT_WORSE = 1.001
 
 
 def measure_weights(
-    stored: StoredWeights, checkpoint: Checkpoint, progress: Progress = silent
+    stored: StoredWeights, checkpoint: Checkpoint, progress: Progress = silent, threads: int | None = None
 ) -> tuple[WeightMeasure, ...]:
-    """One measure per initializer, in the file's order.
+    """One measure per initializer, in the file's order. threads: None takes one a core.
 
     Raises:
         ArtifactError: the file's data cannot be read.
         SourceError: the checkpoint's cannot.
     """
-    found = []
-    for done, weight in enumerate(stored.weights.values()):
-        progress("weights", done, len(stored.weights), "tensors")
-        found.append(_measure(weight, checkpoint))
-    progress("weights", len(stored.weights), len(stored.weights), "tensors")
+    total = sum(math.prod(weight.shape) for weight in stored.weights.values())
+    done, found = 0, []
+    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+        for measure in pool.map(lambda weight: _measure(weight, checkpoint), stored.weights.values()):
+            found.append(measure)
+            done += math.prod(measure.shape)
+            progress("weights", done, total, "values")
     return tuple(found)
 
 

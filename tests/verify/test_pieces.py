@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,11 @@ from lfm2export.artifact import available_models
 from lfm2export.checkpoint import open_checkpoint
 from lfm2export.contract import LogitsMode
 from lfm2export.measures import LogitsMeasure
-from lfm2export.progress import silent
 from lfm2export.recipes import RECIPES
 from lfm2export.reference import load_reference
+from lfm2export.reference.memory import MemoryReference
 from lfm2export.runtime import OnnxModel
-from lfm2export.verify.expected import answers
+from lfm2export.verify.expected import expect, write
 from lfm2export.verify.figures import CacheSeries, CheckName, Form, StepPoint, StepsMeasure
 from lfm2export.verify.file import Plan
 from lfm2export.verify.greedy import measure_greedy
@@ -35,8 +35,10 @@ TOKENS = np.array([[1, 20, 300, 41, 77, 500, 33]])
 Artifact = Callable[[LogitsMode], Path]
 
 
-def opened(folder: Path, dtype: str, model: onnx.ModelProto) -> OnnxModel:
-    return OnnxModel(folder, dtype, graph=model.SerializeToString(), threads=1)
+def opened(
+    folder: Path, dtype: str, model: onnx.ModelProto, given: Mapping[str, np.ndarray] | None = None
+) -> OnnxModel:
+    return OnnxModel(folder, dtype, graph=model.SerializeToString(), given=given, threads=1)
 
 
 @pytest.mark.parametrize("dtype", RECIPES)
@@ -44,11 +46,11 @@ def test_the_exact_copy_is_the_file_without_rounding_of_activations(tiny_artifac
     folder = tiny_artifact("last")
     model = read_model(available_models(folder)[dtype])
     assert is_exact(model) == (dtype == "fp32")
-    copy = exact_copy(model)
+    copy, given = exact_copy(model, available_models(folder)[dtype].parent)
     assert is_exact(model) == (dtype == "fp32")  # the original is left alone
     levels = {a.i for node in copy.graph.node for a in node.attribute if a.name == "accuracy_level"}
     assert levels <= {0}
-    exact, shipped = opened(folder, dtype, copy), OnnxModel(folder, dtype, threads=1)
+    exact, shipped = opened(folder, dtype, copy, given), OnnxModel(folder, dtype, threads=1)
     assert exact.cache_dtype == "float32"
     mine, _ = exact.step(TOKENS, exact.new_state())
     theirs, _ = shipped.step(TOKENS, shipped.new_state())
@@ -110,12 +112,17 @@ def test_the_reference_writes_what_generate_writes(tiny_source: Path) -> None:
     theirs = AutoModelForCausalLM.from_pretrained(tiny_source, dtype=torch.float32, attn_implementation="eager").eval()
     theirs.generation_config = GenerationConfig()
     prompts = [Prompt("a", None, (1, 20, 300, 41)), Prompt("b", None, (1,))]
-    found = answers(load_reference(tiny_source, "memory"), prompts, 24, silent)
-    for prompt, answer in zip(prompts, found, strict=True):
+    reference = load_reference(tiny_source, "memory")
+    assert isinstance(reference, MemoryReference)
+    for prompt, entry in zip(prompts, write(reference, prompts, 24), strict=True):
         ids = torch.tensor([prompt.tokens])
         plain = GenerationConfig(do_sample=False, max_new_tokens=24, pad_token_id=0)  # not the folder's own sampling
         wanted = theirs.generate(ids, attention_mask=torch.ones_like(ids), generation_config=plain)
-        assert answer == tuple(wanted[0, len(prompt.tokens) :].tolist())
+        assert entry.answer == tuple(wanted[0, len(prompt.tokens) :].tolist())
+        again, _ = expect(reference, [prompt], [entry.answer], None, cached=True)
+        np.testing.assert_array_equal(entry.logits, again[0].logits)
+        for mine, cached in zip(entry.trace.caches(20), again[0].trace.caches(20), strict=True):
+            np.testing.assert_array_equal(mine, cached)
 
 
 def test_the_first_difference_is_found_with_its_margin(plan: Plan) -> None:
