@@ -44,14 +44,17 @@ class ExpectedLong:
 
 @dataclass(frozen=True)
 class ExpectedChunk:
-    """One chunk of text: the reference's last rows [n, H] at positions [first, T - 1), each of which predicts the next.
-
-    Logits [n, V] are 30 times larger; `reference.logits` makes them where they are compared, a chunk at a time.
-    """
+    """One chunk of text: the reference's last rows [n, H] at positions [first, T - 1), each predicting the next token."""
 
     tokens: tuple[int, ...]
     first: int
     hidden: Floats
+    reference: Reference
+
+    @property
+    def logits(self) -> Logits:
+        """[n, V], made anew each time: they are 30 times larger than what they are made of."""
+        return self.reference.logits(self.hidden)
 
 
 def write(
@@ -104,7 +107,7 @@ def expect_text(reference: Reference, text: Text, progress: Progress = silent) -
     found = []
     for run, trace in zip(runs, reference.run(runs, progress), strict=True):
         first = len(run.tokens) // 2
-        found.append(ExpectedChunk(run.tokens, first, trace.hidden[first:-1].copy()))
+        found.append(ExpectedChunk(run.tokens, first, trace.hidden[first:-1].copy(), reference))
     return found
 
 

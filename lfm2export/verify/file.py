@@ -246,10 +246,10 @@ def text_measures(plan: Plan, folder: Path, path: Path, progress: Progress) -> l
     every = variants.all_positions(variants.read_model(path))
     if every is not None:
         model = OnnxModel(folder, file=path, graph=every.SerializeToString(), threads=plan.threads)
-        found.append(text.measure_text(text.by_prefill(model), plan.reference, plan.text, "prefill", progress))
+        found.append(text.measure_text(text.by_prefill(model), plan.text, "prefill", progress))
         del model
     model = OnnxModel(folder, file=path, threads=plan.threads)
-    return [*found, text.measure_text(text.by_decode(model), plan.reference, plan.text, "decode", progress)]
+    return [*found, text.measure_text(text.by_decode(model), plan.text, "decode", progress)]
 
 
 def _compared(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +19,6 @@ from lfm2export.runtime import OnnxModel, fastest
 from lfm2export.steps import Logits
 from lfm2export.verify.expected import ExpectedChunk
 from lfm2export.verify.figures import Against, TextMeasures
-
-if TYPE_CHECKING:
-    from lfm2export.verify.expected import Reference
 
 #: Logits [n, V] of a chunk at the positions that are scored.
 Score = Callable[[ExpectedChunk], Logits]
@@ -55,9 +52,9 @@ def by_decode(model: OnnxModel) -> Score:
 
 
 def measure_text(
-    score: Score, reference: Reference, expected: Sequence[ExpectedChunk], route: str, progress: Progress = silent
+    score: Score, expected: Sequence[ExpectedChunk], route: str, progress: Progress = silent
 ) -> TextMeasures:
-    """Every chunk by one route, beside the reference.
+    """Every chunk by one route.
 
     Raises:
         StepError: the runtime fails.
@@ -67,7 +64,7 @@ def measure_text(
     for done, chunk in enumerate(expected):
         progress(f"text by {route}", done, len(expected), "chunks")
         targets = np.array(chunk.tokens[chunk.first + 1 :])
-        found.append(measures.compare_text(reference.logits(chunk.hidden), score(chunk), targets))
+        found.append(measures.compare_text(chunk.logits, score(chunk), targets))
     progress(f"text by {route}", len(expected), len(expected), "chunks")
     klds = [float(chunk.kld.mean()) for chunk in found]
     return TextMeasures(
