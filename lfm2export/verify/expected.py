@@ -44,7 +44,7 @@ class ExpectedLong:
 
 @dataclass(frozen=True)
 class ExpectedChunk:
-    """One chunk of text: the reference's last rows [n, H] at positions [first, T - 1), each predicting the next token."""
+    """A chunk of text: the reference's last rows [n, H] at positions [first, T - 1), each predicting the next token."""
 
     tokens: tuple[int, ...]
     first: int
