@@ -22,6 +22,7 @@ from lfm2export.verify import judge, routes, text, variants
 from lfm2export.verify.expected import Expected, ExpectedChunk, ExpectedLong, expect
 from lfm2export.verify.figures import Against, CheckName, Form, TextMeasures, Tolerances
 from lfm2export.verify.greedy import greedy_answers, measure_greedy
+from lfm2export.verify.nibbles import split_bytes
 from lfm2export.verify.results import Check, FileResult
 from lfm2export.verify.source import Source
 from lfm2export.verify.steps import measure_steps
@@ -148,8 +149,9 @@ class FileChecks:
     def _sessions(self, own: tuple[list[Expected], ExpectedLong | None] | None) -> str:
         """The exact copy, if the file is not its own, then the file as shipped; its logits mode."""
         if not self.exact:
-            graph, given = variants.exact_copy(self.model, self.path.parent)
-            exact = self._open(graph.SerializeToString(), given, "none")
+            copy = variants.exact_copy(self.model)
+            given = split_bytes(copy.graph, self.path.parent)
+            exact = self._open(copy.SerializeToString(), given, "none")
             del given
             if own is not None:
                 self.found.measure(CheckName.ARITHMETIC, lambda: self._arithmetic(exact, own[0]))

@@ -2,8 +2,8 @@
 
 Only the graph is copied; a session on it reads the file's own data. What a copy changes is named here and nothing else:
 
-exact          MatMulNBits at accuracy_level 4 rounds activations to 8 bits: level 0, float32, and 8 bits as twice 4
-               (`verify.nibbles`), which is fast there.
+exact          MatMulNBits at accuracy_level 4 rounds activations to 8 bits: level 0, float32 (where 8 bits are fast as
+               twice 4 alone: `verify.nibbles`).
                float16 inputs, outputs, casts and constants become float32; a float16 weight is cast where it is read.
 all positions  GatherElements(x, Expand(index, [1, 1, width])), the last token of each row, becomes x.
 """
@@ -12,14 +12,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from lfm2export import contract
 from lfm2export.errors import ArtifactError
-from lfm2export.verify.nibbles import split_bytes
 
 
 def read_model(path: Path) -> onnx.ModelProto:
@@ -42,12 +39,8 @@ def is_exact(model: onnx.ModelProto) -> bool:
     return TensorProto.FLOAT16 not in held and not blocks
 
 
-def exact_copy(model: onnx.ModelProto, folder: Path) -> tuple[onnx.ModelProto, dict[str, NDArray[np.uint8]]]:
-    """The same graph on the same weights, in float32 from end to end, and what it needs beyond the data in `folder`.
-
-    Raises:
-        ArtifactError: the data cannot be read.
-    """
+def exact_copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph on the same weights, in float32 from end to end."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph = copy.graph
@@ -74,7 +67,7 @@ def exact_copy(model: onnx.ModelProto, folder: Path) -> tuple[onnx.ModelProto, d
     nodes = [*casts, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
-    return copy, split_bytes(graph, folder)
+    return copy
 
 
 def all_positions(model: onnx.ModelProto) -> onnx.ModelProto | None:

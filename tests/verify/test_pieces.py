@@ -23,6 +23,7 @@ from lfm2export.verify.expected import expect, write
 from lfm2export.verify.figures import CacheSeries, CheckName, Form, StepPoint, StepsMeasure
 from lfm2export.verify.file import Plan
 from lfm2export.verify.greedy import measure_greedy
+from lfm2export.verify.nibbles import split_bytes
 from lfm2export.verify.prompts import Prompt
 from lfm2export.verify.routes import padded, uneven_rows
 from lfm2export.verify.steps import first_failure
@@ -46,10 +47,12 @@ def test_the_exact_copy_is_the_file_without_rounding_of_activations(tiny_artifac
     folder = tiny_artifact("last")
     model = read_model(available_models(folder)[dtype])
     assert is_exact(model) == (dtype == "fp32")
-    copy, given = exact_copy(model, available_models(folder)[dtype].parent)
+    copy = exact_copy(model)
     assert is_exact(model) == (dtype == "fp32")  # the original is left alone
     levels = {a.i for node in copy.graph.node for a in node.attribute if a.name == "accuracy_level"}
     assert levels <= {0}
+    given = split_bytes(copy.graph, available_models(folder)[dtype].parent)
+    assert bool(given) == (dtype in ("q8", "q4", "q4f16"))
     exact, shipped = opened(folder, dtype, copy, given), OnnxModel(folder, dtype, threads=1)
     assert exact.cache_dtype == "float32"
     mine, _ = exact.step(TOKENS, exact.new_state())
