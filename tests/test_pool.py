@@ -17,6 +17,8 @@ import pytest
 from lfm2export import writer
 from lfm2export.errors import Lfm2ExportError, TensorError
 from lfm2export.pool import Pool
+from lfm2export.quant import QuantizedBlocks
+from lfm2export.weights import BlockFormat
 from lfm2export.writer import write_model
 from weight_recipes import Matrix, every_kind, model_of, small_pieces
 
@@ -95,6 +97,9 @@ class Plain:
 
     def rows(self, name: str, start: int, stop: int) -> Matrix:
         return self.tensors[name][start:stop].copy()
+
+    def prepared(self, name: str, start: int, stop: int, format: BlockFormat) -> QuantizedBlocks | None:
+        return None
 
 
 def test_bytes_do_not_depend_on_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
