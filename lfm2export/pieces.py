@@ -101,11 +101,16 @@ def cut(slots: Iterable[Slot], source: WeightSource, piece_bytes: int = PIECE_BY
             _check(slot, shapes, rows)
         first = 0
         for part, shape in zip(group[0].recipe.parts, shapes, strict=True):
-            step = max(1, piece_bytes // (4 * math.prod(shape[1:])))
-            for start in range(0, shape[0], step):
-                stop = min(start + step, shape[0])
+            for start, stop in row_ranges(shape, piece_bytes):
                 yield Piece(tuple(group), part, start, stop, first + start, rows)
             first += shape[0]
+
+
+def row_ranges(shape: tuple[int, ...], piece_bytes: int = PIECE_BYTES) -> Iterator[tuple[int, int]]:
+    """[start, stop) of the pieces of a source tensor of this shape."""
+    step = max(1, piece_bytes // (4 * math.prod(shape[1:])))
+    for start in range(0, shape[0], step):
+        yield start, min(start + step, shape[0])
 
 
 def evaluate(piece: Piece, source: WeightSource, write: Write) -> list[Overflow]:
