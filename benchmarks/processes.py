@@ -15,20 +15,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lfm2export.bench.bandwidth import usable_cores
+
 INTERVAL = 0.05
 PROC = Path("/proc")
+#: Fields of the first line of /proc/stat that count work: user, nice, system, irq, softirq, steal (guests are in user).
+BUSY_FIELDS = (0, 1, 2, 5, 6, 7)
 
 
 @dataclass(frozen=True)
 class Usage:
     """One run. seconds: wall. cpu_seconds: user and system of the tree.
 
+    others: share of the cores that other processes took meanwhile, None where unknown.
     peak_anonymous_bytes, peak_resident_bytes: the highest sums over the tree; the second is at least the high-water
     mark of its largest process.
     """
 
     seconds: float
     cpu_seconds: float
+    others: float | None
     peak_anonymous_bytes: int
     peak_resident_bytes: int
     exit_code: int
@@ -41,23 +47,35 @@ class Usage:
 
 def measure(command: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Usage:
     """Run `command` to its end; stdout and stderr together, as text, in the result."""
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), busy_seconds()
     process = subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     sampler = _Sampler(process.pid)
     assert process.stdout is not None
     output = process.stdout.read().decode(errors="replace")
     _, status, used = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - started
+    seconds, now = time.perf_counter() - started, busy_seconds()
     sampler.stop()
     process.returncode = os.waitstatus_to_exitcode(status)  # Popen must not wait for it again
+    own = used.ru_utime + used.ru_stime
+    others = None if busy is None or now is None else max(0.0, (now - busy - own) / seconds / usable_cores())
     return Usage(
         seconds=seconds,
-        cpu_seconds=used.ru_utime + used.ru_stime,
+        cpu_seconds=own,
+        others=others,
         peak_anonymous_bytes=sampler.anonymous,
         peak_resident_bytes=sampler.resident,
         exit_code=process.returncode,
         output=output,
     )
+
+
+def busy_seconds() -> float | None:
+    """Seconds that the cores worked, all together, for anyone; time stolen by the host counts (Linux)."""
+    try:
+        ticks = [int(field) for field in (PROC / "stat").read_text(encoding="ascii").splitlines()[0].split()[1:]]
+    except OSError:
+        return None
+    return sum(ticks[field] for field in BUSY_FIELDS) / os.sysconf("SC_CLK_TCK")
 
 
 class _Sampler:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.locate import ROOT, PeerError, environment
+from benchmarks.processes import busy_seconds
 from benchmarks.speed.contenders import Contender, command
 from lfm2export.bench.bandwidth import usable_cores
 from lfm2export.bench.results import Loaded, Run
@@ -19,10 +20,6 @@ from lfm2export.bench.results import Loaded, Run
 #: A run during which other processes took more than this share of the cores is disturbed, and is run again.
 DISTURBED = 0.03
 ATTEMPTS = 3
-
-STAT = Path("/proc/stat")
-#: Fields of the first line of /proc/stat that count work: user, nice, system, irq, softirq, steal (guests are in user).
-BUSY_FIELDS = (0, 1, 2, 5, 6, 7)
 
 
 @dataclass(frozen=True)
@@ -76,13 +73,13 @@ def _undisturbed(contender: Contender, path: Path, request: Mapping[str, Any], n
 
 def _measure(contender: Contender, path: Path, request: Mapping[str, Any], number: int) -> Record:
     program, asked = command(contender, path, request)
-    busy, begin = _busy_seconds(), time.perf_counter()
+    busy, begin = busy_seconds(), time.perf_counter()
     before = os.times()
     done = subprocess.run(
         [*program, json.dumps(asked)], capture_output=True, text=True, check=False, cwd=ROOT, env=environment()
     )
     wall, after = time.perf_counter() - begin, os.times()
-    now = _busy_seconds()
+    now = busy_seconds()
     own = sum(after[:4]) - sum(before[:4])
     others = None if busy is None or now is None else max(0.0, (now - busy - own) / wall / usable_cores())
     answer = json.loads(done.stdout.splitlines()[-1]) if done.stdout.strip() else {}
@@ -90,15 +87,6 @@ def _measure(contender: Contender, path: Path, request: Mapping[str, Any], numbe
         raise PeerError(f"{contender.name}: {answer.get('error') or done.stderr.strip()[-1000:] or done.returncode}")
     runs = tuple(Run(**run) for run in answer["runs"])
     return Record(contender.name, number, Loaded(**answer["loaded"]), runs, others)
-
-
-def _busy_seconds() -> float | None:
-    """Seconds that the cores worked, all together, for anyone; time stolen by the host counts (Linux)."""
-    try:
-        ticks = [int(field) for field in STAT.read_text(encoding="ascii").splitlines()[0].split()[1:]]
-    except OSError:
-        return None
-    return sum(ticks[field] for field in BUSY_FIELDS) / os.sysconf("SC_CLK_TCK")
 
 
 def to_json(records: Sequence[Record]) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ def run(seconds: float, anonymous: float) -> dict[str, float]:
     return {
         "seconds": seconds,
         "cpu_seconds": 1.5 * seconds,
+        "others": 0.02,
         "anonymous_mb": anonymous,
         "resident_mb": anonymous + 100,
         "folder_mb": 238.0,
@@ -45,10 +46,10 @@ def test_plain_rounding_is_compared_with_plain_rounding_and_all_else_with_the_de
         line.split("|")[2].strip(): [cell.strip() for cell in line.split("|")]
         for line in table([RECORD]).split("\n")[2:6]
     }
-    assert rows["genai-rtn"][9:11] == ["2.0", "10.0"]
-    assert rows["genai-vendor"][9:11] == ["10.0", "10.0"]
-    assert rows["q4"][9:11] == ["", ""]
-    assert rows["q4"][5] == "1.50"
+    assert rows["genai-rtn"][10:12] == ["2.0", "10.0"]
+    assert rows["genai-vendor"][10:12] == ["10.0", "10.0"]
+    assert rows["q4"][10:12] == ["", ""]
+    assert rows["q4"][5:7] == ["1.50", "2%"]
 
 
 def test_a_record_without_ours_has_no_ratio() -> None:

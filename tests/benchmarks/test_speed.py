@@ -118,7 +118,7 @@ def test_a_disturbed_run_is_run_again(
 def test_others_on_the_cores_are_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The work of a worker is its own; what it leaves of the busy time is others'."""
     times = iter([100.0, 102.0])
-    monkeypatch.setattr(rounds, "_busy_seconds", lambda: next(times))
+    monkeypatch.setattr(rounds, "busy_seconds", lambda: next(times))
     monkeypatch.setattr(rounds, "usable_cores", lambda: 2)
     answer = {"loaded": {"seconds": 1, "base_resident": 1, "loaded_resident": 1, "loaded_anonymous": 1}, "runs": []}
     script = f"import time; time.sleep(1); print({json.dumps(json.dumps(answer))})"
