@@ -17,6 +17,19 @@ from lfm2export.spec import CONV, ModelSpec
 
 Floats = NDArray[np.float32]
 
+#: A faint run has a residual stream of this size: the embedding, and all that is added to it, are scaled. A norm's eps
+#: is then about as large as the mean square that it is added to, or larger, and a wrong one shows. A power of two.
+FAINT = 2.0**-10
+
+#: The linear layers of a decoder layer that a faint run scales. Queries and keys come from a norm, so they take less.
+FAINT_PARTS = {
+    "conv.out_proj": FAINT,
+    "self_attn.out_proj": FAINT,
+    "feed_forward.w2": FAINT,
+    "self_attn.q_proj": 2.0**-6,
+    "self_attn.k_proj": 2.0**-6,
+}
+
 #: Most tokens that go through eager attention at once: 2.6B's scores over 32,768 tokens then take 2 GiB.
 PIECE = 512
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +23,7 @@ from transformers.models.lfm2.modeling_lfm2 import Lfm2DecoderLayer, Lfm2RMSNorm
 from lfm2export.checkpoint import EMBEDDING, HEAD
 from lfm2export.progress import Progress, silent
 from lfm2export.reference import torch_side
-from lfm2export.reference.run import PIECE, Floats, Recorder, Run, Trace
+from lfm2export.reference.run import FAINT, PIECE, Floats, Recorder, Run, Trace
 from lfm2export.reference.torch_side import ReferenceState
 from lfm2export.reference.weights import SourceWeights
 from lfm2export.spec import CONV
@@ -69,24 +70,33 @@ class StreamReference:
         """Copies of every cache tensor in contract order: conv [B, H, L], key and value [B, K, P, D]."""
         return torch_side.read_caches(self.spec, state)
 
-    def run(self, runs: Sequence[Run], progress: Progress = silent) -> list[Trace]:
-        """Every step of every run in one pass over the layers."""
-        hidden = [self.embed(torch.tensor([run.tokens])) for run in runs]
-        recorders = [Recorder(self.spec, run) for run in runs]
+    def run(self, runs: Sequence[Run], progress: Progress = silent, *, faint: Sequence[Run] = ()) -> list[Trace]:
+        """Every step of every run in one pass over the layers; behind them those with a faint residual stream."""
+        every = [*runs, *faint]
+        hidden = [self.embed(torch.tensor([run.tokens])) for run in every]
+        hidden[len(runs) :] = [rows * FAINT for rows in hidden[len(runs) :]]
+        recorders = [Recorder(self.spec, run) for run in every]
         for layer, module in enumerate(self._layers()):
-            for index, run in enumerate(runs):
-                cache = DynamicCache(config=self.config)  # of which this layer alone is ever used
-                if self.spec.layer_types[layer] == CONV:
-                    with torch_side.recorded_products(module.conv) as products:
-                        hidden[index] = self._forward(module, hidden[index], run.pieces(), cache, 0)
-                    recorders[index].conv(layer, products)
-                else:
-                    hidden[index] = self._forward(module, hidden[index], run.pieces(), cache, 0)
-                    held = cache.layers[layer]
-                    recorders[index].attention(layer, held.keys.numpy(), held.values.numpy())
+            for index, recorder in enumerate(recorders):
+                with torch_side.faint(module) if index >= len(runs) else nullcontext():
+                    hidden[index] = self._recorded(layer, module, hidden[index], recorder)
             progress("reference", layer + 1, self.spec.num_hidden_layers, "layers")
         norm = self._norm()
         return [recorder.trace(norm(rows[0]).numpy()) for recorder, rows in zip(recorders, hidden, strict=True)]
+
+    def _recorded(self, layer: int, module: Any, hidden: torch.Tensor, recorder: Recorder) -> torch.Tensor:
+        """One run through one layer; what it leaves goes to `recorder`."""
+        cache = DynamicCache(config=self.config)  # of which this layer alone is ever used
+        cuts = recorder.run.pieces()
+        if self.spec.layer_types[layer] == CONV:
+            with torch_side.recorded_products(module.conv) as products:
+                hidden = self._forward(module, hidden, cuts, cache, 0)
+            recorder.conv(layer, products)
+            return hidden
+        hidden = self._forward(module, hidden, cuts, cache, 0)
+        held = cache.layers[layer]
+        recorder.attention(layer, held.keys.numpy(), held.values.numpy())
+        return hidden
 
     def logits(self, hidden: Floats) -> Logits:
         """The head on rows `hidden` [n, H] of a trace: [n, V]; the table goes through memory once per call."""

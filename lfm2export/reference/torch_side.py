@@ -6,8 +6,8 @@ Letters: B batch, P past, H hidden, K KV heads, D head_dim, L conv_L_cache.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers import DynamicCache, Lfm2Config
 
 from lfm2export.checkpoint import Checkpoint
 from lfm2export.errors import ConfigError, StepError
+from lfm2export.reference.run import FAINT_PARTS
 from lfm2export.spec import CONV, ModelSpec
 from lfm2export.steps import Mask, Tokens, row_lengths, step_inputs
 
@@ -118,3 +119,17 @@ def recorded_products(conv: Any) -> Iterator[list[NDArray[np.float32]]]:
         yield products
     finally:
         hook.remove()
+
+
+@contextmanager
+def faint(layer: Any) -> Iterator[None]:
+    """Scale the inputs of one layer's :data:`~lfm2export.reference.run.FAINT_PARTS` for a while."""
+
+    def scaled(by: float) -> Callable[[Any, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:
+        return lambda module, inputs: (inputs[0] * by, *inputs[1:])
+
+    with ExitStack() as hooks:
+        for name, module in layer.named_modules():
+            if name in FAINT_PARTS:
+                hooks.callback(module.register_forward_pre_hook(scaled(FAINT_PARTS[name])).remove)
+        yield

@@ -16,6 +16,7 @@ CHECKS = {
     CheckName.WEIGHTS: "every stored weight against the source",
     CheckName.ARITHMETIC: "the graph in float32 against PyTorch on the same weights, step by step",
     CheckName.FILE: "the file as shipped against PyTorch on the source, step by step",
+    CheckName.NORMS: "the same with a residual stream so faint that the eps of every norm counts",
     CheckName.CHUNKS: "prefill whole, in chunks, token by token",
     CheckName.PADDING: "padded rows of a batch against the rows alone",
     CheckName.TURNS: "a second turn on a kept cache against the conversation at once",

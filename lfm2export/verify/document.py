@@ -18,6 +18,12 @@ FILE = "parity.json"
 
 INFINITY = "Infinity"
 
+#: Significant digits: what is measured is float32, of which no figure is known better. All digits double the file.
+DIGITS = 7
+
+#: A record of at most so many characters is one line.
+LINE = 320
+
 
 def encode(value: Any) -> Any:
     """Records to dictionaries, tuples to lists, what is not finite to a string; verdicts of files and all are added."""
@@ -29,7 +35,7 @@ def encode(value: Any) -> Any:
     if isinstance(value, StrEnum):
         return value.value
     if isinstance(value, float):
-        return value if math.isfinite(value) else INFINITY
+        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else INFINITY
     if isinstance(value, Mapping):
         return {key: encode(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -67,8 +73,21 @@ def decode(value: Any, kind: Any) -> Any:
 def write_parity(result: Verification, folder: Path) -> Path:
     """Write `folder`/parity.json."""
     path = folder / FILE
-    path.write_text(json.dumps(encode(result), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(_laid_out(encode(result), "\n") + "\n", encoding="utf-8")
     return path
+
+
+def _laid_out(value: Any, line: str) -> str:
+    """JSON with short records and lists of numbers on a line each; `line` begins a line of this depth."""
+    flat = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if len(flat) <= LINE or not any(isinstance(part, dict | list) for part in parts):
+        return flat
+    deeper = f"{line} "
+    if isinstance(value, dict):
+        inner = [f"{json.dumps(key, ensure_ascii=False)}: {_laid_out(item, deeper)}" for key, item in value.items()]
+        return "{" + ",".join(deeper + text for text in inner) + line + "}"
+    return "[" + ",".join(deeper + _laid_out(item, deeper) for item in value) + line + "]"
 
 
 def read_parity(path: Path) -> Verification:

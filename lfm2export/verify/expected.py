@@ -6,7 +6,7 @@ Letters: S steps, T tokens, V vocab.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,6 +57,15 @@ class ExpectedChunk:
         return self.reference.logits(self.hidden)
 
 
+@dataclass(frozen=True)
+class Own:
+    """All that PyTorch gives on one set of weights."""
+
+    prompts: list[Expected]
+    long: ExpectedLong | None
+    faint: Expected | None = None
+
+
 def write(
     reference: MemoryReference, prompts: Sequence[Prompt], steps: int, progress: Progress = silent
 ) -> list[Expected]:
@@ -64,9 +73,7 @@ def write(
     found = []
     for done, prompt in enumerate(prompts):
         progress("greedy reference", done * steps, len(prompts) * steps, "tokens")
-        trace, length = reference.write(prompt.tokens, steps), len(prompt.tokens)
-        logits = reference.logits(trace.hidden[length - 1 :])
-        found.append(Expected(prompt, trace.run.tokens[length:], logits, trace))
+        found.append(_one(reference, prompt, reference.write(prompt.tokens, steps)))
     progress("greedy reference", len(prompts) * steps, len(prompts) * steps, "tokens")
     return found
 
@@ -89,16 +96,30 @@ def expect(
     runs = [run(p.tokens, a, len(p.tokens)) for p, a in zip(prompts, given, strict=True)]
     if long is not None:
         runs.append(Run.prefill(long, caches_from=len(long)))
-    traces = reference.run(runs, progress)
-    rows = [trace.hidden[len(p.tokens) - 1 :] for p, trace in zip(prompts, traces, strict=False)]
+    found = _expected(reference, prompts, reference.run(runs, progress), long)
+    return found.prompts, found.long
+
+
+def expect_own(
+    reference: StreamReference,
+    prompts: Sequence[Prompt],
+    given: Sequence[tuple[int, ...]],
+    long: tuple[int, ...] | None,
+    progress: Progress = silent,
+) -> Own:
+    """As :func:`expect`, all at once, with the first prompt again on a faint residual stream."""
+    runs = [_at_once(p.tokens, a, len(p.tokens)) for p, a in zip(prompts, given, strict=True)]
     if long is not None:
-        rows.append(traces[-1].hidden[-1:])
-    # One call: a streamed head is read once for all rows.
-    logits = np.split(reference.logits(np.concatenate(rows)), np.cumsum([len(part) for part in rows])[:-1])
-    found = [
-        Expected(p, tuple(a), part, trace) for p, a, part, trace in zip(prompts, given, logits, traces, strict=False)
-    ]
-    return found, ExpectedLong(long, logits[-1][0], traces[-1]) if long is not None else None
+        runs.append(Run.prefill(long, caches_from=len(long)))
+    *traces, faint = reference.run(runs, progress, faint=[_faint_run(prompts[0], given[0])])
+    return replace(_expected(reference, prompts, traces, long), faint=_one(reference, prompts[0], faint))
+
+
+def expect_faint(
+    reference: StreamReference, prompt: Prompt, given: tuple[int, ...], progress: Progress = silent
+) -> Expected:
+    """One prompt, and one token behind it, on a faint residual stream (`reference.run.FAINT`)."""
+    return _one(reference, prompt, reference.run([], progress, faint=[_faint_run(prompt, given)])[0])
 
 
 def expect_text(reference: Reference, text: Text, progress: Progress = silent) -> list[ExpectedChunk]:
@@ -113,3 +134,28 @@ def expect_text(reference: Reference, text: Text, progress: Progress = silent) -
 
 def _at_once(prompt: Sequence[int], answer: Sequence[int], caches_from: int) -> Run:
     return Run.prefill((*prompt, *answer), caches_from)
+
+
+def _faint_run(prompt: Prompt, given: Sequence[int]) -> Run:
+    return _at_once(prompt.tokens, given[:1], len(prompt.tokens))
+
+
+def _one(reference: Reference, prompt: Prompt, trace: Trace) -> Expected:
+    length = len(prompt.tokens)
+    return Expected(prompt, trace.run.tokens[length:], reference.logits(trace.hidden[length - 1 :]), trace)
+
+
+def _expected(
+    reference: Reference, prompts: Sequence[Prompt], traces: Sequence[Trace], long: tuple[int, ...] | None
+) -> Own:
+    """One trace a prompt, and one for `long` behind them."""
+    rows = [trace.hidden[len(p.tokens) - 1 :] for p, trace in zip(prompts, traces, strict=False)]
+    if long is not None:
+        rows.append(traces[-1].hidden[-1:])
+    # One call: a streamed head is read once for all rows.
+    logits = np.split(reference.logits(np.concatenate(rows)), np.cumsum([len(part) for part in rows])[:-1])
+    found = [
+        Expected(p, trace.run.tokens[len(p.tokens) :], part, trace)
+        for p, part, trace in zip(prompts, logits, traces, strict=False)
+    ]
+    return Own(found, ExpectedLong(long, logits[-1][0], traces[-1]) if long is not None else None)

@@ -21,13 +21,15 @@ class CheckName(StrEnum):
 
     WEIGHTS: every stored weight against the source's. ARITHMETIC: the graph in float32 on the file's own weights, step
     by step, against PyTorch on the same weights. FILE: the file as shipped, step by step, against PyTorch on the
-    source. CHUNKS, PADDING, TURNS: the same result by other routes. LONG: a long prompt. GREEDY: free-running
-    generation. TEXT: KLD and perplexity over text.
+    source. NORMS: as ARITHMETIC, on a residual stream so faint that each norm's eps counts. CHUNKS, PADDING, TURNS: the
+    same result by other routes. LONG: a long prompt. GREEDY: free-running generation. TEXT: KLD and perplexity over
+    text.
     """
 
     WEIGHTS = "weights"
     ARITHMETIC = "arithmetic"
     FILE = "file"
+    NORMS = "norms"
     CHUNKS = "chunks"
     PADDING = "padding"
     TURNS = "turns"

@@ -16,10 +16,11 @@ import onnx
 from lfm2export.errors import StepError
 from lfm2export.generation.text import ChatTokenizer
 from lfm2export.progress import Progress
-from lfm2export.reference import load_reference
+from lfm2export.reference.weights import Override, SourceWeights
 from lfm2export.runtime import OnnxModel
 from lfm2export.verify import judge, routes, text, variants
-from lfm2export.verify.expected import Expected, ExpectedChunk, ExpectedLong, expect
+from lfm2export.verify.expected import Expected, ExpectedChunk, ExpectedLong, Own, expect_faint, expect_own
+from lfm2export.verify.faint import faint_copy
 from lfm2export.verify.figures import Against, CheckName, Form, TextMeasures, Tolerances
 from lfm2export.verify.greedy import greedy_answers, measure_greedy
 from lfm2export.verify.nibbles import split_bytes
@@ -31,6 +32,7 @@ from lfm2export.verify.tolerances import kld_limit, tie_limit, tolerances
 from lfm2export.verify.weights import measure_weights
 
 if TYPE_CHECKING:
+    from lfm2export.reference.stream import StreamReference
     from lfm2export.verify.expected import Reference
 
 
@@ -99,7 +101,7 @@ class FileChecks:
         stored = read_stored(self.model, self.path.parent, self.spec)
         self.found.measure(CheckName.WEIGHTS, lambda: self._weights(stored))
         own = None if self.exact else self._own(stored)
-        logits_mode = self._sessions(own)
+        logits_mode = self._sessions(own, stored)
         if self.plan.text is not None:
             self.found.measure(CheckName.TEXT, self._text)
         else:
@@ -119,6 +121,7 @@ class FileChecks:
             weights=figures.get("weights"),
             arithmetic=figures.get("arithmetic"),
             steps=figures.get("steps"),
+            norms=figures.get("norms"),
             routes=tuple(self.found.routes),
             greedy=figures.get("greedy"),
             text=figures.get("text"),
@@ -133,7 +136,7 @@ class FileChecks:
         self.found.figures["weights"] = found
         return judge.judge_weights(found, stored.missing, 0.0)
 
-    def _own(self, stored: StoredWeights) -> tuple[list[Expected], ExpectedLong | None] | None:
+    def _own(self, stored: StoredWeights) -> Own | None:
         """What PyTorch gives on the file's own weights, where they are known."""
         half = not stored.weights and self.dtype == "fp16"
         if stored.missing and not half:
@@ -142,23 +145,21 @@ class FileChecks:
             return None
         override = None if half else stored.override
         # Streamed, every prompt with its answer at once: one pass over weights that are never whole in memory.
-        reference = load_reference(self.plan.source.checkpoint.folder, "stream", override=override, half=half)
+        reference = self._streamed(override, half)
         prompts, answers = zip(*((entry.prompt, entry.answer) for entry in self.plan.expected), strict=True)
-        return expect(reference, prompts, answers, self.plan.long, cached=False, progress=self.progress)
+        return expect_own(reference, prompts, answers, self.plan.long, self.progress)
 
-    def _sessions(self, own: tuple[list[Expected], ExpectedLong | None] | None) -> str:
-        """The exact copy, if the file is not its own, then the file as shipped; its logits mode."""
+    def _sessions(self, own: Own | None, stored: StoredWeights) -> str:
+        """The exact copy, if the file is not its own, its faint copy, then the file as shipped; its logits mode."""
         if not self.exact:
-            copy = variants.exact_copy(self.model)
-            given = split_bytes(copy.graph, self.path.parent)
-            exact = self._open(copy.SerializeToString(), given, "none")
-            del given
+            exact = self._open_exact(self.model)
             if own is not None:
-                self.found.measure(CheckName.ARITHMETIC, lambda: self._arithmetic(exact, own[0]))
-            self._routes(exact, Form.EXACT, own[1] if own is not None else None)
+                self.found.measure(CheckName.ARITHMETIC, lambda: self._arithmetic(exact, own.prompts))
+            self._routes(exact, Form.EXACT, own.long if own is not None else None)
             del exact
+        self.found.measure(CheckName.NORMS, lambda: self._norms(own, stored))
         model = self._open(None, {}, "all")
-        self.found.measure(CheckName.FILE, lambda: self._file(model, own[0] if own is not None else None))
+        self.found.measure(CheckName.FILE, lambda: self._file(model, own.prompts if own is not None else None))
         self._routes(model, Form.SHIPPED, self.plan.expected_long if self.exact else None)
         self.found.measure(CheckName.GREEDY, lambda: self._greedy(model))
         return model.logits_mode
@@ -167,6 +168,24 @@ class FileChecks:
         found = measure_steps(exact, own, Form.EXACT, "file", progress=self.progress)
         self.found.figures["arithmetic"] = found
         return judge.judge_arithmetic(found, self.names, self.limits, 0.0)
+
+    def _streamed(self, override: Override | None = None, half: bool = False) -> StreamReference:
+        from lfm2export.reference.stream import StreamReference
+
+        return StreamReference(SourceWeights(self.plan.source.checkpoint, override, half))
+
+    def _norms(self, own: Own | None, stored: StoredWeights) -> Check:
+        faint = faint_copy(self.model, stored, self.spec)
+        wanted = own.faint if own is not None else None
+        if faint is not None and self.exact:
+            first = self.plan.expected[0]
+            wanted = expect_faint(self._streamed(), first.prompt, first.answer, self.progress)
+        if faint is None or wanted is None:
+            return judge.not_measured(CheckName.NORMS, "which products of the file feed the residual stream is unknown")
+        weights = "source" if self.exact else "file"
+        found = measure_steps(self._open_exact(faint), [wanted], Form.EXACT, weights)
+        self.found.figures["norms"] = found
+        return judge.judge_norms(found, self.names, self.limits, 0.0)
 
     def _file(self, model: OnnxModel, own: Sequence[Expected] | None) -> Check:
         found = measure_steps(model, self.plan.expected, Form.SHIPPED, "source", own, progress=self.progress)
@@ -225,6 +244,11 @@ class FileChecks:
         return judge.judge_text(
             found, kld_limit(self.dtype, self.limits.text_kld, self.found.figures.get("steps")), 0.0
         )
+
+    def _open_exact(self, model: onnx.ModelProto) -> OnnxModel:
+        copy = variants.exact_copy(model)
+        given = split_bytes(copy.graph, self.path.parent)
+        return self._open(copy.SerializeToString(), given, "none")
 
     def _open(self, graph: bytes | None, given: Mapping[str, Any], optimization: Any) -> OnnxModel:
         return OnnxModel(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lfm2export.verify.figures import (
     CheckName,
@@ -88,6 +89,19 @@ def judge_file(found: StepsMeasure, names: Sequence[str], limits: Tolerances, mo
     alone = f" ({found.own_kld:.2g} from its weights alone)" if found.own_kld is not None else ""
     summary = f"KLD {kld}{alone}, same top token in {100 * (found.same_top or 0):.1f} % of {_steps(found)}"
     return judged(name, summary, failures, seconds)
+
+
+def judge_norms(found: StepsMeasure, names: Sequence[str], limits: Tolerances, seconds: float) -> Check:
+    """The faint copy against a faint run of PyTorch on the same weights; all is small there, so limits are shares."""
+    name = CheckName.NORMS
+    failure = first_failure(name, found, names, limits.exact_logits, limits.exact_caches, least=0.0)
+    if failure is not None:
+        failure = replace(failure, message=f"with a faint residual stream, where eps counts, {failure.message}")
+    shares = [
+        got / scale for cache in found.caches for got, scale in zip(cache.max_abs, cache.scales, strict=True) if scale
+    ]
+    summary = f"caches within {max(shares, default=0.0):.2g} of their size on a faint residual stream"
+    return judged(name, summary, [failure], seconds)
 
 
 def judge_routes(name: CheckName, found: Sequence[RouteMeasure], seconds: float) -> Check:

@@ -2,7 +2,7 @@
 
 A figure that was not measured is None, never 0. Differences are in the tensor's own unit (logits, cache values), KLD
 and surprise in nats, times in seconds. Each record says what it was measured on. Figures that are not finite (an
-artifact that gives NaN) are infinite here and the string "Infinity" in JSON.
+artifact that gives NaN) are infinite here and the string "Infinity" in JSON, where all have 7 significant digits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lfm2export.verify.figures import (
     WeightMeasure,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class FileResult:
     weights: tuple[WeightMeasure, ...] | None
     arithmetic: StepsMeasure | None
     steps: StepsMeasure | None
+    norms: StepsMeasure | None
     routes: tuple[RouteMeasure, ...]
     greedy: tuple[GreedyMeasure, ...] | None
     text: tuple[TextMeasures, ...] | None

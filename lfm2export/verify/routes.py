@@ -6,6 +6,7 @@ float32 the routes differ by rounding alone; a file as shipped rounds its activa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from lfm2export import contract, measures
 from lfm2export.progress import Progress, silent
 from lfm2export.runtime import CopyState, OnnxModel
+from lfm2export.spec import ModelSpec
 from lfm2export.steps import Logits, Mask, Tokens, next_token_logits, row_lengths
 from lfm2export.verify.expected import ExpectedLong
 from lfm2export.verify.figures import CheckName, Form, RouteMeasure, Verdict
@@ -31,8 +33,10 @@ ANSWER = 4
 #: Tokens that the quick form feeds one by one.
 FEW = 16
 
-#: Most tokens that are fed at once: a context of 128,000 would take more memory than most machines have.
-AT_ONCE = 8192
+#: Bytes of activations that a long prompt may take, and what a token takes for each unit of FFN width (measured with
+#: 2.6B: 420 kB a token). What is longer is fed in parts.
+ACTIVATIONS = 1 << 30
+BYTES_PER_WIDTH = 40
 
 #: A long prompt is also fed in chunks of this many tokens.
 LONG_CHUNK = 1024
@@ -85,6 +89,7 @@ class Routes:
         self.model, self.form = model, form
         self.limits = (limit_logits, limit_caches)
         self.progress, self.stage, self.done, self.total = progress, "", 0, 0
+        self.at_once = at_once(model.spec)
         self.names = [cache.present.name for cache in contract.caches(model.spec, model.cache_dtype)]
 
     def chunks(self, tokens: Sequence[int]) -> list[RouteMeasure]:
@@ -146,24 +151,24 @@ class Routes:
     def long_reference(self, expected: ExpectedLong) -> RouteMeasure:
         """A long prompt at once = PyTorch."""
         self._begin(CheckName.LONG, len(expected.tokens))
-        logits, caches = self._fed(_cut_at(expected.tokens, AT_ONCE))
+        logits, caches = self._fed(_cut_at(expected.tokens, self.at_once))
         worst = Worst(*self.limits)
         self._caches(worst, expected.trace.caches(len(expected.tokens)), caches)
         worst.add_logits(expected.logits, logits)
         count = len(expected.tokens)
-        return self._measure(CheckName.LONG, f"{count:,} tokens {_at_once(count)}", "PyTorch", count, worst)
+        return self._measure(CheckName.LONG, f"{count:,} tokens {self._whole(count)}", "PyTorch", count, worst)
 
     def long_chunks(self, tokens: Sequence[int]) -> RouteMeasure:
         """A long prompt in chunks, and its last 8 tokens one by one = at once."""
         count = len(tokens)
         self._begin(CheckName.LONG, 2 * count)
-        whole, kept = self._fed(_cut_at(tokens, AT_ONCE))
+        whole, kept = self._fed(_cut_at(tokens, self.at_once))
         worst = Worst(*self.limits)
         logits, caches = self._fed([*_cut_at(tokens[:-8], LONG_CHUNK), *([token] for token in tokens[-8:])])
         self._caches(worst, kept, caches)
         worst.add_logits(whole, logits)
         route = f"{count:,} tokens in chunks of {LONG_CHUNK:,}"
-        return self._measure(CheckName.LONG, route, f"all {_at_once(count)}", count, worst)
+        return self._measure(CheckName.LONG, route, f"all {self._whole(count)}", count, worst)
 
     def _begin(self, check: CheckName, total: int) -> None:
         form = " in float32" if self.form is Form.EXACT else ""
@@ -175,6 +180,9 @@ class Routes:
         self.done += tokens.size
         self.progress(self.stage, self.done, self.total, "tokens")
         return logits, state
+
+    def _whole(self, count: int) -> str:
+        return "at once" if count <= self.at_once else f"in parts of {self.at_once:,}"
 
     def _fed(self, parts: Iterable[Sequence[int]]) -> tuple[NDArray[Any], Caches]:
         """Logits [V] after the last part, and the caches."""
@@ -217,6 +225,11 @@ class Routes:
         )
 
 
+def at_once(spec: ModelSpec) -> int:
+    """Tokens of a long prompt that are fed at once: a power of two."""
+    return 1 << int(math.log2(ACTIVATIONS / (BYTES_PER_WIDTH * spec.intermediate_size)))
+
+
 def padded(rows: Sequence[Sequence[int]], sides: str) -> tuple[NDArray[np.int64], Mask]:
     """(ids, mask), both [B, S]; `sides` are taken by the rows in turn: L pads on the left, R on the right."""
     width = max(map(len, rows))
@@ -239,10 +252,6 @@ def uneven_rows(prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
 def _cut_at(tokens: Sequence[int], size: int) -> list[Sequence[int]]:
     """Parts of `size` tokens, the last perhaps shorter."""
     return [tokens[start : start + size] for start in range(0, len(tokens), size)]
-
-
-def _at_once(count: int) -> str:
-    return "at once" if count <= AT_ONCE else f"in parts of {AT_ONCE:,}"
 
 
 def _cut(tokens: Sequence[int], count: int) -> list[Sequence[int]]:

@@ -100,20 +100,28 @@ def logits_scale(measure: measures.LogitsMeasure) -> float:
     return measure.max_abs / measure.max_rel if measure.max_rel else 0.0
 
 
-def allowed(limit: float, scale: float | None) -> float:
-    """A tolerance is relative to the reference's largest magnitude where that is above 1: so rounding grows."""
-    return limit * max(1.0, scale or 0.0)
+def allowed(limit: float, scale: float | None, least: float = 1.0) -> float:
+    """A tolerance is relative to the reference's largest magnitude where that is above `least`: so rounding grows."""
+    return limit * max(least, scale or 0.0)
 
 
 def first_failure(
-    check: CheckName, found: StepsMeasure, names: Sequence[str], limit_logits: float, limit_caches: float
+    check: CheckName,
+    found: StepsMeasure,
+    names: Sequence[str],
+    limit_logits: float,
+    limit_caches: float,
+    least: float = 1.0,
 ) -> Failure | None:
-    """The earliest step at which something is beyond its limit, and there the first in the order of the layers."""
+    """The earliest step at which something is beyond its limit, and there the first in the order of the layers.
+
+    least: the magnitude below which limits shrink no further.
+    """
     for index, point in enumerate(found.points):
         agreed: str | None = None
         where = f"prompt {point.prompt} ({names[point.prompt]!r}), step {point.step} ({point.tokens} tokens)"
         for cache in found.caches:
-            limit = allowed(limit_caches, cache.scales[index])
+            limit = allowed(limit_caches, cache.scales[index], least)
             got = cache.max_abs[index]
             if not got <= limit:
                 before = f"{agreed} still agrees" if agreed else "it is the first of all caches"
@@ -123,7 +131,7 @@ def first_failure(
                 )
                 return Failure(check, message, point.prompt, point.step, cache.tensor, cache.layer, got, limit)
             agreed = cache.tensor
-        limit = allowed(limit_logits, logits_scale(point.logits))
+        limit = allowed(limit_logits, logits_scale(point.logits), least)
         if not point.logits.max_abs <= limit:
             message = (
                 f"logits are off by {point.logits.max_abs:.3g}, expected at most {limit:.2g}, first at {where}; "

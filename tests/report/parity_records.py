@@ -137,6 +137,7 @@ def file(dtype: str) -> FileResult:
         weights=(weight,),
         arithmetic=exact,
         steps=shipped,
+        norms=None,
         routes=(route, padding),
         greedy=greedy(dtype),
         text=(text(dtype, "prefill"), text(dtype, "decode")),
@@ -198,7 +199,7 @@ def unmeasured() -> Verification:
     good = verification("q4")
     checks = tuple(Check(name, Verdict.NOT_MEASURED, "", (), 0.0) for name in CheckName)
     empty = replace(
-        good.files[0], bits_per_weight=None, checks=checks, weights=None, arithmetic=None, steps=None, routes=(),
-        greedy=None, text=None, against=None,
+        good.files[0], bits_per_weight=None, checks=checks, weights=None, arithmetic=None, steps=None, norms=None,
+        routes=(), greedy=None, text=None, against=None,
     )  # fmt: skip
     return replace(good, files=(empty,), text=None, prompts=())

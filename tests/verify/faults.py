@@ -169,6 +169,16 @@ def wrong_eps(layer: int, eps: float) -> Plant:
     return fault
 
 
+def wrong_eps_of(norm: str, eps: float) -> Plant:
+    """Of one norm, by its weight's name."""
+
+    def fault(p: Patient) -> None:
+        node = next(n for n in p.graph.node if "LayerNormalization" in n.op_type and f"{norm}.weight" in n.input)
+        next(a for a in node.attribute if a.name == "epsilon").f = eps
+
+    return fault
+
+
 def transposed_projection(part: str) -> Plant:
     """A square matrix stored the other way round; a quantized one is quantized anew."""
 

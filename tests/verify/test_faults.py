@@ -53,6 +53,23 @@ CASES = {
 }
 
 
+#: Every norm of the tiny model, and the first cache behind it.
+NORMS = {
+    "model.layers.0.ffn_norm": "present.1.key",
+    "model.layers.1.operator_norm": "present.1.key",
+    "model.layers.1.self_attn.q_layernorm": "present_conv.2",
+    "model.layers.1.self_attn.k_layernorm": "present.1.key",
+    "model.layers.1.ffn_norm": "present_conv.2",
+    "model.layers.2.operator_norm": "present_conv.2",
+    "model.layers.2.ffn_norm": "present.3.key",
+    "model.layers.3.operator_norm": "present.3.key",
+    "model.layers.3.self_attn.q_layernorm": "logits",
+    "model.layers.3.self_attn.k_layernorm": "present.3.key",
+    "model.layers.3.ffn_norm": "logits",
+    "model.embedding_norm": "logits",
+}
+
+
 def verified(plan: Plan, folder: Path, dtype: str, fault: faults.Plant, to: Path) -> FileResult:
     shutil.copytree(folder, to)
     return FileChecks(plan, dtype, faults.plant(to, dtype, fault), silent).run()
@@ -72,6 +89,16 @@ def test_a_planted_fault_is_caught_where_it_shows(
     assert first.tensor is not None and first.tensor.startswith(case.tensor)
     assert first.step == case.step
     assert case.tensor in first.message
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "q4"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_wrong_eps_of_any_norm_is_caught(plan: Plan, spoilable: Path, tmp_path: Path, dtype: str, norm: str) -> None:
+    result = verified(plan, spoilable, dtype, faults.wrong_eps_of(norm, 1e-6), tmp_path / "spoiled")
+    failure = next(f for f in result.failures if f.check is CheckName.NORMS)
+    assert failure.tensor == NORMS[norm]
+    assert failure.got is not None and failure.limit is not None and failure.got > 10 * failure.limit
+    assert "with a faint residual stream, where eps counts" in failure.message
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "q4"])

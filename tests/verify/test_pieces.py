@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from lfm2export.verify.file import Plan
 from lfm2export.verify.greedy import measure_greedy
 from lfm2export.verify.nibbles import split_bytes
 from lfm2export.verify.prompts import Prompt
-from lfm2export.verify.routes import padded, uneven_rows
+from lfm2export.verify.routes import at_once, padded, uneven_rows
 from lfm2export.verify.steps import first_failure
 from lfm2export.verify.stored import read_stored
 from lfm2export.verify.variants import all_positions, exact_copy, is_exact, read_model
@@ -150,6 +151,12 @@ def test_rows_are_padded_on_the_side_that_is_asked() -> None:
     assert mask.tolist() == [[0, 0, 1], [1, 1, 1]]
     lengths = [len(row) for row in uneven_rows([Prompt("", None, tuple(range(12))), Prompt("", None, (3,))])]
     assert lengths == [3, 12, 8]
+
+
+def test_a_long_prompt_is_cut_where_its_activations_would_not_fit(tiny_source: Path) -> None:
+    spec = open_checkpoint(tiny_source).spec
+    wanted = {4608: 4096, 8192: 2048, 10752: 2048}  # 350M, 1.2B, 2.6B
+    assert {width: at_once(replace(spec, intermediate_size=width)) for width in wanted} == wanted
 
 
 def steps_measure(caches: dict[str, list[float]], logits: list[float]) -> StepsMeasure:

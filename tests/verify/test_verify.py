@@ -15,7 +15,7 @@ from lfm2export.errors import ArtifactError, Lfm2ExportError, PromptError
 from lfm2export.recipes import RECIPES
 from lfm2export.verify.document import FILE, read_parity, write_parity
 from lfm2export.verify.figures import CheckName, Verdict
-from lfm2export.verify.results import Verification
+from lfm2export.verify.results import SCHEMA_VERSION, Verification
 from lfm2export.verify.run import verify_artifact
 from lfm2export.verify.tolerances import clean_figures
 
@@ -87,10 +87,10 @@ def test_text_is_scored_by_prefill_and_by_decode(whole: Verification) -> None:
 def test_the_document_says_everything_and_comes_back(whole: Verification, tmp_path: Path) -> None:
     path = write_parity(whole, tmp_path)
     assert path.name == FILE
-    assert read_parity(tmp_path) == whole
     document = json.loads(path.read_text())
+    assert read_parity(tmp_path).to_dict() == document
     assert document["verdict"] == "passed"
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == SCHEMA_VERSION
     assert document == whole.to_dict()
 
 
@@ -98,9 +98,9 @@ def test_a_damaged_or_foreign_document_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="does not exist"):
         read_parity(tmp_path)
     (tmp_path / FILE).write_text('{"schema_version": 99}')
-    with pytest.raises(ArtifactError, match="schema 99, expected 1"):
+    with pytest.raises(ArtifactError, match=f"schema 99, expected {SCHEMA_VERSION}"):
         read_parity(tmp_path)
-    (tmp_path / FILE).write_text('{"schema_version": 1}')
+    (tmp_path / FILE).write_text(f'{{"schema_version": {SCHEMA_VERSION}}}')
     with pytest.raises(ArtifactError, match="is damaged"):
         read_parity(tmp_path)
 
@@ -136,6 +136,7 @@ def test_a_folder_of_anyone_is_verified(tiny_source: Path, tiny_artifact: Artifa
     assert fp16[CheckName.WEIGHTS] is Verdict.NOT_MEASURED
     assert fp16[CheckName.ARITHMETIC] is Verdict.PASSED  # against PyTorch on the source rounded to float16
     assert q8[CheckName.ARITHMETIC] is Verdict.NOT_MEASURED
+    assert fp16[CheckName.NORMS] is q8[CheckName.NORMS] is Verdict.NOT_MEASURED
     assert q8[CheckName.PADDING] is Verdict.PASSED
 
 
