@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from lfm2export.calibrate.activations import Scratch, output_error, second_moments
 from lfm2export.quant import QuantizedBlocks, dequantize, quantize
+from lfm2export.quant.blocks import take_rows
 from lfm2export.quant.gptq import DAMPING, Factor, FactorError, factorize, quantize_gptq
+from lfm2export.quant.moved import beyond
 from lfm2export.quant.search import quantize_search
 from lfm2export.weights import BlockFormat
 
@@ -91,9 +93,9 @@ def quantize_matrix(
         name, start, stop = task
         weight = parts[name][start:stop]
         found: dict[Method, QuantizedBlocks] = {"plain": quantize(weight, format)}
-        found["weighted"] = quantize_search(weight, format, importance)
+        found["weighted"] = _kept(weight, format, quantize_search(weight, format, importance), found["plain"])
         if factor is not None:
-            found["gptq"] = quantize_gptq(weight, format, factor)
+            found["gptq"] = _kept(weight, format, quantize_gptq(weight, format, factor), found["weighted"])
         tried = {
             method: _Tried(blocks, output_error(weight - dequantize(blocks, format, columns), judged))
             for method, blocks in found.items()
@@ -112,6 +114,12 @@ def quantize_matrix(
     }
     choice = Choice(tuple(parts), format, method, errors["plain"] / total, errors[method] / total, reason)
     return Quantized(choice, blocks)
+
+
+def _kept(weight: Array, format: BlockFormat, wanted: QuantizedBlocks, simpler: QuantizedBlocks) -> QuantizedBlocks:
+    """`wanted`, but of a row that has a block beyond what `verify` takes for moved on purpose, `simpler`."""
+    rows: NDArray[np.bool_] = np.asarray(beyond(weight, wanted, format).any(axis=1))
+    return take_rows(wanted, simpler, rows)
 
 
 def _factor(moments: Array, damping: float, scratch: Scratch) -> tuple[Factor | None, str | None]:

@@ -35,6 +35,16 @@ class QuantizedBlocks:
     largest: float = 0.0
 
 
+def take_rows(first: QuantizedBlocks, second: QuantizedBlocks, rows: NDArray[np.bool_]) -> QuantizedBlocks:
+    """The rows of `second` where `rows` [N] says so, else those of `first`; both of one format."""
+    zeros = None
+    if first.zero_points is not None and second.zero_points is not None:
+        zeros = np.where(rows[:, None], second.zero_points, first.zero_points)
+    codes = np.where(rows[:, None, None], second.codes, first.codes)
+    scales = np.where(rows[:, None], second.scales, first.scales)
+    return QuantizedBlocks(codes, scales, zeros, first.saturated, first.largest)
+
+
 def code_bytes(format: BlockFormat) -> int:
     """Bytes of one block's codes."""
     return format.block_size * format.bits // 8

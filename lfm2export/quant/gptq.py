@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 
 from lfm2export.errors import Lfm2ExportError
-from lfm2export.quant.blocks import QuantizedBlocks, dequantize, pack, unpack
+from lfm2export.quant.blocks import QuantizedBlocks, dequantize, pack, take_rows, unpack
 from lfm2export.quant.rounding import quantize_round
 from lfm2export.quant.search import quantize_search
 from lfm2export.weights import BlockFormat
@@ -105,7 +105,8 @@ def quantize_gptq(weight: Array, format: BlockFormat, factor: Factor) -> Quantiz
     planes, error = _nearest_planes(weight, format, factor, best)
     for other in (best, quantize_round(weight, format)):
         other_error = objective(weight - dequantize(other, format, columns), factor)
-        planes, error = _better(planes, error, other, other_error)
+        swap = other_error < error
+        planes, error = take_rows(planes, other, swap), np.where(swap, other_error, error)
     return planes
 
 
@@ -168,17 +169,3 @@ def _zero_points(blocks: QuantizedBlocks, format: BlockFormat) -> Array:
     if blocks.zero_points is None:
         return np.full(blocks.scales.shape, format.zero_point, np.float32)
     return unpack(blocks.zero_points, format.bits, blocks.scales.shape[1]).astype(np.float32)
-
-
-def _better(
-    first: QuantizedBlocks, first_error: Array, second: QuantizedBlocks, second_error: Array
-) -> tuple[QuantizedBlocks, Array]:
-    """Row by row the one of smaller error; the first of equals."""
-    swap = second_error < first_error
-    zeros = None
-    if first.zero_points is not None and second.zero_points is not None:
-        zeros = np.where(swap[:, None], second.zero_points, first.zero_points)
-    codes = np.where(swap[:, None, None], second.codes, first.codes)
-    scales = np.where(swap[:, None], second.scales, first.scales)
-    error = np.where(swap, second_error, first_error)
-    return QuantizedBlocks(codes, scales, zeros, first.saturated, first.largest), error

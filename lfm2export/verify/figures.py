@@ -55,7 +55,9 @@ class WeightMeasure:
     dtype: "float32", "float16", or "4 bit" / "8 bit". block_size, symmetric: None where it is not in blocks.
     error: root mean square of (stored - source) over that of the source. max_abs: the largest difference.
     wrong: values (of a quantized matrix: codes that are not the nearest of their block's grid) that are not what the
-    source gives. worse: blocks whose squared error exceeds plain rounding's. first: where the first wrong one is.
+    source gives. worse: blocks whose squared error exceeds plain rounding's. moved: codes that are not the nearest in a
+    matrix whose codes were moved on purpose, by calibration; `wrong` does not count them, and `worse` counts blocks
+    beyond the limits of `quant.moved`. first: where the first wrong one is.
     """
 
     initializer: str
@@ -68,6 +70,7 @@ class WeightMeasure:
     max_abs: float | None
     wrong: int
     worse: int | None
+    moved: int | None
     first: str | None
 
 

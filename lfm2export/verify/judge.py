@@ -50,13 +50,21 @@ def judge_weights(found: Sequence[WeightMeasure], missing: Sequence[str], second
         )
         worse = f", {measure.worse} blocks are worse than plain rounding" if measure.worse else ""
         message = f"{measure.initializer}: {measure.wrong:,} {what}{worse}, first {measure.first}"
+        if measure.moved:
+            message = (
+                f"{measure.initializer}: {measure.worse:,} blocks are further from their weights than calibration "
+                f"moves them, first {measure.first}"
+            )
         layer = layer_of(measure.initializer)
-        failures.append(Failure(name, message, None, None, measure.initializer, layer, float(measure.wrong), 0.0))
+        count = float(measure.wrong or measure.worse or 0)
+        failures.append(Failure(name, message, None, None, measure.initializer, layer, count, 0.0))
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         failures.append(Failure(name, f"no weight of the file holds {missing[0]}{more}", tensor=missing[0]))
     worst = max((measure.error for measure in found if measure.error is not None), default=0.0)
-    return judged(name, f"{len(found)} weights, at most {worst:.2g} of their own size off", failures, seconds)
+    moved = sum(bool(measure.moved) for measure in found)
+    said = f"{len(found)} weights{f', {moved} of them calibrated' if moved else ''}"
+    return judged(name, f"{said}, at most {worst:.2g} of their own size off", failures, seconds)
 
 
 def judge_arithmetic(found: StepsMeasure, names: Sequence[str], limits: Tolerances, seconds: float) -> Check:

@@ -4,6 +4,10 @@ A float32 weight is the source's; a float16 weight is its nearest float16 number
 grid that its block has, whoever chose it: each code is the nearest point of that grid to its weight (so the error is at
 most half a scale wherever the grid reaches), and the block's squared error is not above plain rounding's, which bounds
 what a grid may leave out of its range. A wrong scale or zero point moves the grid off its codes, so it shows here.
+
+Damage is rare, a method is everywhere: where more than MOVED of a matrix's blocks break that rule, its codes were moved
+on purpose, as calibration does, and each block is held to the limits of `quant.moved` instead. A matrix that is wrong
+throughout (transposed, another's) is beyond them throughout.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from lfm2export.checkpoint import Checkpoint
 from lfm2export.progress import Progress, silent
 from lfm2export.quant.blocks import QuantizedBlocks, dequantize, unpack
 from lfm2export.quant.grid import HALF_MAX
+from lfm2export.quant.moved import beyond
 from lfm2export.quant.rounding import quantize_round
 from lfm2export.verify.figures import WeightMeasure
 from lfm2export.verify.stored import Stored, StoredWeights
@@ -30,6 +35,9 @@ PIECE = 1 << 20
 
 #: How far from its weight, in codes, a nearest code may lie: a half, and what float32 loses of weight / scale.
 NEAREST = 0.5 + 1e-3
+
+#: The share of a matrix's blocks that no fault is expected to reach, and every calibration does.
+MOVED = 0.05
 
 #: Squared error over plain rounding's that still counts as equal: both are sums in float32.
 NOT_WORSE = 1.001
@@ -55,17 +63,28 @@ def measure_weights(
 
 
 def _measure(stored: Stored, checkpoint: Checkpoint) -> WeightMeasure:
-    wrong = worse = 0
+    wrong = worse = blocks = touched = moved = far = 0
     squared = total = largest = 0.0
     first: str | None = None
+    first_far: str | None = None
     for part, start, stop, source in _pieces(stored, checkpoint):
         offset = stored.first(part)
         values = stored.floats(offset + start, offset + stop)
         if stored.kind == "padded":
             source = np.pad(source, [(0, 0)] * (source.ndim - 1) + [(1, 0)])
         if stored.kind == "blocks":
-            bad, over = _block_faults(stored, stored.blocks(offset + start, offset + stop), source, values)
+            quantized = stored.blocks(offset + start, offset + stop)
+            bad, over = _block_faults(stored, quantized, source, values)
             worse += int(over.sum())
+            assert stored.format is not None
+            broken = over | _padded(bad, stored.format.block_size).any(axis=-1)
+            blocks, touched = blocks + broken.size, touched + int(broken.sum())
+            away = beyond(source, quantized, stored.format) if broken.any() else np.zeros_like(over)
+            far += int(away.sum())
+            if first_far is None and away.any():
+                row, block = np.argwhere(away)[0]
+                what = "it is further from its weights than calibration moves it"
+                first_far = _block_place(stored, part, start + int(row), int(block), what)
             if first is None and over.any():
                 row, block = np.argwhere(over)[0]
                 first = _block_place(stored, part, start + int(row), int(block), "its error exceeds plain rounding's")
@@ -81,6 +100,8 @@ def _measure(stored: Stored, checkpoint: Checkpoint) -> WeightMeasure:
         total += float((source.astype(np.float64) ** 2).sum())
         largest = max(largest, float(np.abs(difference).max()))
     form = stored.format
+    if touched > MOVED * blocks:
+        moved, wrong, worse, first = wrong, 0, far, first_far
     return WeightMeasure(
         initializer=stored.name,
         parts=stored.parts,
@@ -92,6 +113,7 @@ def _measure(stored: Stored, checkpoint: Checkpoint) -> WeightMeasure:
         max_abs=largest,
         wrong=wrong,
         worse=worse if form is not None else None,
+        moved=moved if form is not None else None,
         first=first,
     )
 
@@ -143,7 +165,7 @@ def _block_error(weights: NDArray[np.float32], values: NDArray[np.float32]) -> N
     return error
 
 
-def _padded(matrix: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+def _padded(matrix: NDArray[Any], size: int) -> NDArray[Any]:
     """[n, K] -> [n, G, S], with zeros behind."""
     rows, columns = matrix.shape
     rest = -columns % size

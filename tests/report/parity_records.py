@@ -125,7 +125,7 @@ def file(dtype: str) -> FileResult:
         verdict=Verdict.PASSED,
     )
     padding = replace(route, check=CheckName.PADDING, route="left padding", against="the row alone", max_abs_caches=0.0)
-    weight = WeightMeasure("model.layers.0.w1", ("w1",), (512, 256), "4 bit", 32, False, 0.07, 0.02, 0, 0, None)
+    weight = WeightMeasure("model.layers.0.w1", ("w1",), (512, 256), "4 bit", 32, False, 0.07, 0.02, 0, 0, 0, None)
     return FileResult(
         dtype=dtype,
         file=f"onnx/model_{dtype}.onnx",
