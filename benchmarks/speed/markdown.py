@@ -17,7 +17,8 @@ Made by `python -m benchmarks.speed SIZE`; do not edit. Random weights of the re
 (lowest to highest) over rounds; every measurement is a new process, contenders take turns. Ratios are taken within a
 round. onnxruntime-genai runs its builder's artifact in its own generator with one buffer as past and present. llama.cpp
 runs at its defaults: files mapped, ubatch 512, float16 caches, flash attention as it decides (it does); only the last
-token of a prompt asks for logits. Everybody chooses tokens greedily.
+token of a prompt asks for logits. Everybody chooses tokens greedily. MB x decode is the file's bytes times the decode
+rate at the shortest context: what memory has to give at least, beside what the read test gets.
 """
 
 
@@ -43,7 +44,7 @@ def _title(size: str, run: Measured) -> str:
 
 
 def _figures(run: Measured) -> str:
-    columns = ["", "MB", "opens in, s", "resident then, MB", "peak, MB"]
+    columns = ["", "MB", "opens in, s", "resident then, MB", "peak, MB", "MB x decode, GB/s"]
     columns += [f"{metric} {context:,}" for context in run.contexts for metric in figures.METRICS]
     rows = []
     for contender in _contenders(run):
@@ -54,6 +55,12 @@ def _figures(run: Measured) -> str:
             _show(figures.load_seconds(run.records, name), "{:.2f}"),
             _show(figures.loaded_resident(run.records, name), "{:.0f}", 1e-6, whole=False),
             _show(figures.peak(run.records, name, "resident"), "{:.0f}", 1e-6, whole=False),
+            _show(
+                figures.rate(run.records, name, run.contexts[0], "decode"),
+                "{:.1f}",
+                run.head.sizes[name] / 1e9,
+                whole=False,
+            ),
         ]
         row += [
             _show(figures.rate(run.records, name, context, metric), "{:.1f}")

@@ -13,9 +13,10 @@ from typing import Any
 
 from benchmarks.peers.locate import ROOT, PeerError, environment
 from benchmarks.processes import busy_seconds
-from benchmarks.speed.contenders import Contender, command
+from benchmarks.speed.contenders import Contender, command, files
 from lfm2export.bench.bandwidth import usable_cores
 from lfm2export.bench.results import Loaded, Run
+from lfm2export.bench.run import warm
 
 #: A run during which other processes took more than this share of the cores is disturbed, and is run again.
 DISTURBED = 0.03
@@ -73,6 +74,7 @@ def _undisturbed(contender: Contender, path: Path, request: Mapping[str, Any], n
 
 def _measure(contender: Contender, path: Path, request: Mapping[str, Any], number: int) -> Record:
     program, asked = command(contender, path, request)
+    warm(files(contender, path))
     busy, begin = busy_seconds(), time.perf_counter()
     before = os.times()
     done = subprocess.run(

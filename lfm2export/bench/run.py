@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -101,6 +101,14 @@ def bench_artifact(
     )
 
 
+def warm(files: Iterable[Path]) -> None:
+    """Read `files` once, so that the system holds them in memory."""
+    for file in files:
+        with file.open("rb") as content:
+            while content.read(BLOCK):
+                pass
+
+
 def _preferred(folder: Path) -> str:
     path = find_model(folder)
     return next(dtype for dtype, name in MODEL_FILES.items() if name == path.name)
@@ -108,10 +116,7 @@ def _preferred(folder: Path) -> str:
 
 def _measure(path: Path, request: dict[str, Any], progress: Progress) -> _Answers:
     """All runs in one process, and the load in as many as there are repetitions."""
-    for file in _files(path):
-        with file.open("rb") as content:
-            while content.read(BLOCK):
-                pass
+    warm(_files(path))
     total = len(request["contexts"]) * request["repeats"]
     stage = f"measure {request['dtype']}"
     whole = _worker(path, request, lambda done: progress(stage, done, total, "runs"))

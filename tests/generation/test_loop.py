@@ -133,6 +133,32 @@ def test_an_interruption_inside_the_first_step(model: OnnxModel, monkeypatch: py
     assert (got.tokens, got.stop, got.prefill_rate) == ([], Stop.INTERRUPTED, None)
 
 
+@pytest.mark.parametrize("buffered", [False, True])
+def test_a_long_prompt_is_fed_in_pieces_and_may_be_interrupted_between_them(
+    model: OnnxModel, monkeypatch: pytest.MonkeyPatch, buffered: bool
+) -> None:
+    loop: Any = BufferedModel(model) if buffered else model
+    prompt = np.random.default_rng(4).integers(0, 40, 1200).tolist()
+    expected = by_hand(model, prompt, 6)
+    fed: list[int] = []
+    step = loop.step
+
+    def watched(tokens: np.ndarray, state: Any) -> Any:
+        if len(fed) == strike_at:
+            raise KeyboardInterrupt
+        fed.append(tokens.shape[1])
+        return step(tokens, state)
+
+    strike_at: int | None = 2
+    monkeypatch.setattr(loop, "step", watched)
+    half = generate(loop, prompt, max_new_tokens=6)
+    assert half.stop is Stop.INTERRUPTED and half.tokens == [] and half.state.lengths.tolist() == [1024]
+    strike_at = None
+    assert generate(loop, prompt, max_new_tokens=6, state=half.state).tokens == expected
+    assert generate(loop, prompt, max_new_tokens=6).tokens == expected
+    assert fed == [512, 512, 176, *[1] * 5, 512, 512, 176, *[1] * 5]
+
+
 def test_sampling_is_reproducible(model: OnnxModel) -> None:
     warm = Sampling(temperature=1.0, repetition_penalty=1.2)
     runs = [generate(model, PROMPT, max_new_tokens=15, sampler=Sampler(warm, 9)).tokens for _ in range(2)]
