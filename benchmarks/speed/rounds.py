@@ -83,12 +83,17 @@ def _measure(contender: Contender, path: Path, request: Mapping[str, Any], numbe
     wall, after = time.perf_counter() - begin, os.times()
     now = busy_seconds()
     own = sum(after[:4]) - sum(before[:4])
-    others = None if busy is None or now is None else max(0.0, (now - busy - own) / wall / usable_cores())
+    others = None if busy is None or now is None else others_share(now - busy, own, wall)
     answer = json.loads(done.stdout.splitlines()[-1]) if done.stdout.strip() else {}
     if "loaded" not in answer:
         raise PeerError(f"{contender.name}: {answer.get('error') or done.stderr.strip()[-1000:] or done.returncode}")
     runs = tuple(Run(**run) for run in answer["runs"])
     return Record(contender.name, number, Loaded(**answer["loaded"]), runs, others)
+
+
+def others_share(busy: float, own: float, wall: float) -> float:
+    """Share of the cores that others took: of `busy` core seconds in `wall` seconds, `own` were the worker's."""
+    return max(0.0, (busy - own) / (wall * usable_cores()))
 
 
 def to_json(records: Sequence[Record]) -> list[dict[str, Any]]:

@@ -115,17 +115,10 @@ def test_a_disturbed_run_is_run_again(
     assert found[0].others == kept and len(others) - len(left) == runs
 
 
-def test_others_on_the_cores_are_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The work of a worker is its own; what it leaves of the busy time is others'."""
-    times = iter([100.0, 102.0])
-    monkeypatch.setattr(rounds, "busy_seconds", lambda: next(times))
+def test_others_on_the_cores_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "usable_cores", lambda: 2)
-    answer = {"loaded": {"seconds": 1, "base_resident": 1, "loaded_resident": 1, "loaded_anonymous": 1}, "runs": []}
-    script = f"import time; time.sleep(1); print({json.dumps(json.dumps(answer))})"
-    monkeypatch.setattr(rounds, "command", lambda contender, path, request: ([sys.executable, "-c", script], {}))
-    found = rounds._measure(by_name("ours"), tmp_path, REQUEST, 0)
-    # Two core seconds of about two and a bit that there were, less the start of Python.
-    assert found.others is not None and 0.6 < found.others < 1.0
+    assert rounds.others_share(busy=15.0, own=12.0, wall=10.0) == pytest.approx(0.15)
+    assert rounds.others_share(busy=12.0, own=12.1, wall=10.0) == 0.0
 
 
 def test_a_worker_that_fails_is_named(tmp_path: Path) -> None:
