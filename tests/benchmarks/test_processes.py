@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from benchmarks.processes import measure
+from benchmarks.processes import busy_seconds, measure
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc, which only Linux has")
 
@@ -40,3 +41,11 @@ def test_children_count_too() -> None:
 def test_a_failure_is_a_result_with_its_output() -> None:
     used = measure([sys.executable, "-c", "import sys; print('why', file=sys.stderr); sys.exit(3)"])
     assert used.exit_code == 3 and "why" in used.output
+
+
+def test_work_makes_the_cores_busy() -> None:
+    before, own = busy_seconds(), time.process_time()
+    while time.process_time() - own < 0.3:
+        pass
+    after = busy_seconds()
+    assert before is not None and after is not None and after - before >= 0.25
