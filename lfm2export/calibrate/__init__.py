@@ -21,14 +21,19 @@ from lfm2export.calibrate.layers import Stream
 from lfm2export.calibrate.matrix import Choice, quantize_matrix
 from lfm2export.calibrate.store import Store
 from lfm2export.calibrate.text import CalibrationText
-from lfm2export.checkpoint import EMBEDDING, Checkpoint
+from lfm2export.calibrate.tuning import Tuned, tune_store
+from lfm2export.checkpoint import Checkpoint
 from lfm2export.progress import Progress, silent
 from lfm2export.quant import dequantize, quantize
+from lfm2export.recipes import TABLES
 from lfm2export.reference.stream import StreamReference
 from lfm2export.reference.weights import Override, SourceWeights
 from lfm2export.weights import BlockFormat
 
 __all__ = ["Calibrated", "Choice", "Store", "calibrate"]
+
+#: Models of fewer parameters have all their scales tuned together: the time of that grows with the model, to hours.
+TUNED = 100_000_000
 
 #: The format of a matrix, by the source tensors stacked in it; None where it stays float.
 FormatOf = Callable[[tuple[str, ...]], BlockFormat | None]
@@ -36,16 +41,25 @@ FormatOf = Callable[[tuple[str, ...]], BlockFormat | None]
 
 @dataclass(frozen=True)
 class Calibrated:
-    """store: what the files are written from. choices: one per matrix, in the model's order. text: name of the text."""
+    """store: what the files are written from. choices: one per matrix, in the model's order. text: name of the text.
+
+    tuned: what came of tuning all scales together; None where that was not tried.
+    """
 
     store: Store
     choices: tuple[Choice, ...]
     text: str
     tokens: int
+    tuned: Tuned | None
 
     def described(self) -> dict[str, Any]:
         """As JSON values, for the manifest."""
-        return {"text": self.text, "tokens": self.tokens, "matrices": [choice.described() for choice in self.choices]}
+        return {
+            "text": self.text,
+            "tokens": self.tokens,
+            "matrices": [choice.described() for choice in self.choices],
+            "tuned": self.tuned.described() if self.tuned is not None else None,
+        }
 
     def summary(self) -> str:
         """One line: how many matrices took which method, and what became of their outputs' error."""
@@ -53,7 +67,10 @@ class Calibrated:
         ratios = [choice.after / choice.before for choice in self.choices if choice.before]
         error = f"; error of their outputs {100 * math.exp(np.mean(np.log(ratios))):.0f} % of before" if ratios else ""
         taken = ", ".join(f"{count} {method}" for method, count in counts.most_common())
-        return f"calibrated on {self.tokens} tokens ({self.text}): {taken}{error}"
+        tuned = ""
+        if self.tuned is not None and self.tuned.kept:
+            tuned = f"; tuning their scales together took KLD from {self.tuned.before:.5f} to {self.tuned.after:.5f}"
+        return f"calibrated on {self.tokens} tokens ({self.text}): {taken}{error}{tuned}"
 
 
 def calibrate(
@@ -101,16 +118,20 @@ def calibrate(
             assert former is not None
             stream.finish(former)
         progress("calibrate", 4 * layers, 4 * layers, "matrices")
-    return Calibrated(store, tuple(choices), text.name, text.tokens)
+        tuned = None
+        if checkpoint.spec.num_parameters < TUNED:
+            tuned = tune_store(store, choices, reference, sequences, pool, progress)
+    return Calibrated(store, tuple(choices), text.name, text.tokens, tuned)
 
 
 def _rounded_table(checkpoint: Checkpoint, format_of: FormatOf) -> Override:
-    """The embedding as files of that format hold it; any other tensor as it is."""
-    format = format_of((EMBEDDING,))
+    """The embedding and the head as files of their format hold them; any other tensor as it is."""
+    formats = {name: format_of((name,)) for name in TABLES}
     columns = checkpoint.spec.hidden_size
 
     def override(name: str, start: int, stop: int) -> NDArray[np.float32] | None:
-        if name != EMBEDDING or format is None:
+        format = formats.get(name)
+        if format is None:
             return None
         return dequantize(quantize(checkpoint.rows(name, start, stop), format), format, columns)
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from lfm2export.calibrate.activations import Scratch, output_error, second_moments
 from lfm2export.quant import QuantizedBlocks, dequantize, quantize
 from lfm2export.quant.blocks import take_rows
+from lfm2export.quant.descent import descend
 from lfm2export.quant.gptq import DAMPING, Factor, FactorError, factorize, quantize_gptq
 from lfm2export.quant.moved import beyond
 from lfm2export.quant.search import quantize_search
@@ -22,7 +23,10 @@ from lfm2export.weights import BlockFormat
 
 Array = NDArray[np.float32]
 
-Method = Literal["plain", "weighted", "gptq"]
+Method = Literal["plain", "weighted", "gptq", "descent"]
+
+#: Methods that move codes off the nearest ones.
+MOVED: tuple[Method, ...] = ("gptq", "descent")
 
 #: Weights of a task: 8 MB a buffer; and its most rows.
 TASK_WEIGHTS, TASK_ROWS = 2 << 20, 512
@@ -33,8 +37,9 @@ class Choice:
     """What was decided for one matrix.
 
     parts: the source tensors stacked in it. method: "plain" is what a build without calibration does, "weighted" the
-    search weighted by the inputs' mean squares, "gptq" as `quant.gptq`. before, after: squared error of the outputs on
-    held-out inputs as a share of the outputs' squares, by "plain" and by the method. reason: why GPTQ was not tried.
+    search weighted by the inputs' mean squares, "gptq" as `quant.gptq`, "descent" what `quant.descent` makes of that.
+    before, after: squared error of the outputs on held-out inputs as a share of the outputs' squares, by "plain" and by
+    the method. reason: why GPTQ was not tried.
     """
 
     parts: tuple[str, ...]
@@ -93,9 +98,11 @@ def quantize_matrix(
         name, start, stop = task
         weight = parts[name][start:stop]
         found: dict[Method, QuantizedBlocks] = {"plain": quantize(weight, format)}
-        found["weighted"] = _kept(weight, format, quantize_search(weight, format, importance), found["plain"])
+        found["weighted"] = keep_within(weight, format, quantize_search(weight, format, importance), found["plain"])
         if factor is not None:
-            found["gptq"] = _kept(weight, format, quantize_gptq(weight, format, factor), found["weighted"])
+            found["gptq"] = keep_within(weight, format, quantize_gptq(weight, format, factor), found["weighted"])
+            refined = descend(weight, found["gptq"], format, moments, damping)
+            found["descent"] = keep_within(weight, format, refined, found["gptq"])
         tried = {
             method: _Tried(blocks, output_error(weight - dequantize(blocks, format, columns), judged))
             for method, blocks in found.items()
@@ -116,7 +123,9 @@ def quantize_matrix(
     return Quantized(choice, blocks)
 
 
-def _kept(weight: Array, format: BlockFormat, wanted: QuantizedBlocks, simpler: QuantizedBlocks) -> QuantizedBlocks:
+def keep_within(
+    weight: Array, format: BlockFormat, wanted: QuantizedBlocks, simpler: QuantizedBlocks
+) -> QuantizedBlocks:
     """`wanted`, but of a row that has a block beyond what `verify` takes for moved on purpose, `simpler`."""
     rows: NDArray[np.bool_] = np.asarray(beyond(weight, wanted, format).any(axis=1))
     return take_rows(wanted, simpler, rows)

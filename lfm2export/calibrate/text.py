@@ -14,12 +14,10 @@ import lzma
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from lfm2export.checkpoint import Checkpoint
 from lfm2export.errors import PromptError
 from lfm2export.generation.text import ChatTokenizer
-from lfm2export.progress import Progress, silent
 from lfm2export.spec import ModelSpec
 from lfm2export.verify.prompts import read_text
 
@@ -42,33 +40,6 @@ class CalibrationText:
     @property
     def tokens(self) -> int:
         return sum(len(sequence) for sequence in self.sequences)
-
-
-def calibration_text(
-    choice: Path | Literal["self"] | None,
-    checkpoint: Checkpoint,
-    tokens: int | None = None,
-    *,
-    seed: int = 0,
-    progress: Progress = silent,
-) -> CalibrationText:
-    """The text of a choice on the command line: a file, "self" (sampled from the model), or None for the shipped one.
-
-    tokens: how many at most; None takes all of a text, and `sampled.TOKENS` of the model.
-
-    Raises:
-        TokenizerError, PromptError: no tokenizer, or no text to read.
-    """
-    tokenizer = ChatTokenizer(checkpoint.folder)
-    if choice is None:
-        return shipped_text(tokenizer, checkpoint.spec, tokens)
-    if choice != "self":
-        return file_text(choice, tokenizer, checkpoint.spec, tokens)
-    from lfm2export.calibrate.sampled import TOKENS, self_text
-    from lfm2export.reference import load_reference
-
-    reference: Any = load_reference(checkpoint.folder)  # either kind; each takes the states that it made
-    return self_text(reference, tokenizer, tokens or TOKENS, seed=seed, progress=progress)
 
 
 def shipped_text(tokenizer: ChatTokenizer, spec: ModelSpec, tokens: int | None = None) -> CalibrationText:

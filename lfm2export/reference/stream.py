@@ -63,7 +63,7 @@ class StreamReference:
         cuts = [(start, min(start + PIECE, ids.shape[1])) for start in range(0, ids.shape[1], PIECE)]
         for module in self._layers():
             hidden = self._forward(module, hidden, cuts, state.cache, past)
-        normed = self._norm()(hidden[:, -1]).numpy()
+        normed = self.norm()(hidden[:, -1]).numpy()
         return self.logits(normed)[:, None], ReferenceState(mask, state.cache)
 
     def read_caches(self, state: ReferenceState) -> tuple[NDArray[Any], ...]:
@@ -81,7 +81,7 @@ class StreamReference:
                 with torch_side.faint(module) if index >= len(runs) else nullcontext():
                     hidden[index] = self._recorded(layer, module, hidden[index], recorder)
             progress("reference", layer + 1, self.spec.num_hidden_layers, "layers")
-        norm = self._norm()
+        norm = self.norm()
         return [recorder.trace(norm(rows[0]).numpy()) for recorder, rows in zip(recorders, hidden, strict=True)]
 
     def _recorded(self, layer: int, module: Any, hidden: torch.Tensor, recorder: Recorder) -> torch.Tensor:
@@ -154,7 +154,7 @@ class StreamReference:
         rows = np.concatenate([self.weights.rows(EMBEDDING, int(token), int(token) + 1) for token in unique])
         return torch.from_numpy(rows[places.reshape(ids.shape)])
 
-    def _norm(self) -> Any:
+    def norm(self) -> Any:
         norm = Lfm2RMSNorm(self.spec.hidden_size, eps=self.config.norm_eps)
         norm.load_state_dict({"weight": torch.from_numpy(self.weights.whole(FINAL_NORM))}, assign=True)
         return norm.requires_grad_(False)

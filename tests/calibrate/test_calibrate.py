@@ -72,7 +72,7 @@ def test_every_matrix_of_every_layer_is_decided_in_its_format(checkpoint: Checkp
             values = dequantize(blocks, choice.format, columns)
             source = checkpoint.rows(part, 0, rows)
             assert np.abs(values - source).max() < 0.5 * np.abs(source).max()
-    assert sum(choice.method == "gptq" for choice in calibrated.choices) > len(expected) / 2
+    assert sum(choice.method in ("gptq", "descent") for choice in calibrated.choices) > len(expected) / 2
 
 
 def test_bytes_do_not_depend_on_threads(checkpoint: Checkpoint, calibrated: Calibrated, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_the_manifest_says_what_was_decided(built: Path) -> None:
     assert len(found["matrices"]) == 16
     for entry in found["matrices"]:
         assert entry["format"] == {"bits": 4, "block_size": 32, "symmetric": False}
-        assert entry["method"] in ("plain", "weighted", "gptq")
+        assert entry["method"] in ("plain", "weighted", "gptq", "descent")
         assert 0 < entry["error_after"] <= entry["error_before"]
     assert not any(path.name.startswith(".") for path in built.iterdir())
 

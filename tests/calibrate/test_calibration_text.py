@@ -13,7 +13,6 @@ from lfm2export.calibrate.text import (
     LENGTH,
     SHIPPED,
     _shipped_entries,
-    calibration_text,
     file_text,
     shipped_text,
 )
@@ -148,17 +147,6 @@ def test_fewer_tokens_of_a_file_are_spread_over_it(tmp_path: Path, tokenizer: Ch
     whole, part = file_text(path, tokenizer, spec), file_text(path, tokenizer, spec, 4 * LENGTH)
     places = [whole.sequences.index(sequence) for sequence in part.sequences]
     assert len(places) == 4 and places[0] == 0 and places[-1] >= len(whole.sequences) // 2
-
-
-def test_a_choice_is_a_file_the_model_itself_or_the_shipped_text(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(write_tiny(tmp_path / "tiny", max_position_embeddings=16))
-    path = tmp_path / "text.txt"
-    path.write_text(TEXT * 40, encoding="utf-8")
-    assert calibration_text(None, checkpoint, 64).name == "shipped"
-    assert calibration_text(path, checkpoint, 64).name == "text.txt"
-    assert calibration_text("self", checkpoint, 64, seed=3).name == "self, seed 3"
-    for choice in (None, path, "self"):
-        assert [len(sequence) for sequence in calibration_text(choice, checkpoint, 64).sequences] == [16] * 4
 
 
 def test_the_text_that_is_scored_is_refused(tmp_path: Path, tokenizer: ChatTokenizer, spec: ModelSpec) -> None:

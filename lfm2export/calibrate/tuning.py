@@ -1,0 +1,298 @@
+"""Block scales tuned end to end: codes stay, and all scales together are moved towards the reference's next-token
+distribution.
+
+GPTQ makes each matrix answer for its own output. What the model says in the end depends on how the errors of all
+matrices meet, and that has a gradient. For the rows of calibration text, with p the reference's distribution and q the
+quantized model's,
+
+    loss = mean KL(p || q)        d loss / d logits = (q - p) / rows
+
+and for a matrix y = W x with W = s * d (block scale times signed code), d loss / d s is the sum over the block of
+d * (d loss / d W). Scales are few (one for 16 to 128 weights) and the signal is rich (a distribution over the whole
+vocabulary for every token), so that they need few tokens. Each sequence counts by what becomes of its own divergence:
+else one that the model finds strange would outweigh all others. Held-out sequences decide whether the result is kept.
+The idea is that of EfficientQAT's second phase (Chen et al., 2024) and of MLX's DWQ, on MatMulNBits' grid: scales end
+as float16, zero points stay integers.
+
+A step's sequences are tasks of one thread each, and their gradients are added in order, so results do not depend on how
+many threads there are. Letters: T tokens of a sequence, H hidden, V vocab, N rows, K columns, G blocks a row, S block
+size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lfm2export.calibrate.activations import Sequences
+from lfm2export.calibrate.matrix import MOVED, Choice, keep_within
+from lfm2export.calibrate.store import Store
+from lfm2export.checkpoint import EMBEDDING, HEAD
+from lfm2export.progress import Progress, silent
+from lfm2export.quant.blocks import QuantizedBlocks, unpack
+from lfm2export.reference.run import Run
+from lfm2export.reference.stream import StreamReference, causal_mask
+from lfm2export.reference.weights import SourceWeights
+from lfm2export.weights import BlockFormat
+
+Array = NDArray[np.float32]
+
+#: Sequences of a step, and how often each one is seen.
+BATCH, EPOCHS = 4, 3
+
+#: Adam: a scale moves by about this share of itself a step, falling to zero along a half cosine.
+RATE, MOMENTUM, SECOND, EPSILON = 7e-4, 0.9, 0.95, 1e-12
+
+#: A divergence below this is rounding: nats a token.
+LEAST = 1e-9
+
+#: Rows of logits that are in memory at once: 34 MB for 65,536 tokens, a few times over.
+HEAD_ROWS = 128
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What came of it: KLD to the reference in nats a token before and after, geometric means over held-out sequences.
+
+    It is kept when that is less.
+    """
+
+    steps: int
+    before: float
+    after: float
+
+    @property
+    def kept(self) -> bool:
+        return self.after < self.before
+
+    def described(self) -> dict[str, Any]:
+        """As JSON values, for the manifest."""
+        return asdict(self) | {"kept": self.kept}
+
+
+class _Product(torch.autograd.Function):  # type: ignore[misc]  # torch is not followed
+    """y [T, N] = x [T, K] W^T with W = scales * codes; the weights are made when they are needed, and not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, scales: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, scales, codes)
+        return torch.nn.functional.linear(x, _weight(scales, codes, x.shape[-1]))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        x, scales, codes = ctx.saved_tensors
+        rows = grads[0].reshape(-1, grads[0].shape[-1])
+        by_weight = rows.mT @ x.reshape(-1, x.shape[-1])  # [N, K]
+        padding = codes.shape[1] * codes.shape[2] - x.shape[-1]
+        by_weight = torch.nn.functional.pad(by_weight, (0, padding)).view(codes.shape)
+        by_scale = (by_weight * codes).sum(dim=-1)
+        return grads[0] @ _weight(scales, codes, x.shape[-1]), by_scale, None
+
+
+def _weight(scales: torch.Tensor, codes: torch.Tensor, columns: int) -> torch.Tensor:
+    """[N, G], int8 [N, G, S] -> [N, K]."""
+    return (codes * scales[..., None]).view(len(codes), -1)[:, :columns]
+
+
+class BlockLinear(torch.nn.Module):  # type: ignore[misc]  # torch is not followed
+    """A linear layer on blocks. codes int8 [N, G, S], zero points taken off; scales float32 [N, G]."""
+
+    def __init__(self, blocks: QuantizedBlocks, format: BlockFormat, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        count = blocks.scales.shape[1]
+        codes = unpack(blocks.codes, format.bits, format.block_size).astype(np.int16)
+        if blocks.zero_points is None:
+            codes -= format.zero_point
+        else:
+            codes -= unpack(blocks.zero_points, format.bits, count)[..., None]
+        self.codes = torch.from_numpy(codes.astype(np.int8))
+        self.start = torch.from_numpy(blocks.scales.astype(np.float32))
+        self.change = torch.zeros_like(self.start).requires_grad_()
+        self.bias = bias
+
+    def scales(self) -> torch.Tensor:
+        return self.start * (1 + self.change)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = _Product.apply(x, self.scales(), self.codes)
+        return y if self.bias is None else y + self.bias
+
+    def settle(self) -> NDArray[np.float16]:
+        """The scales as files hold them, which are also what is computed with from now on."""
+        rounded = self.scales().detach().to(torch.float16)
+        self.start = rounded.float()
+        self.change = torch.zeros_like(self.start).requires_grad_()
+        found: NDArray[np.float16] = rounded.numpy()
+        return found
+
+
+class Student:
+    """The model on blocks: transformers' layers, their matrices replaced.
+
+    source: the reference's machine on the weights that the file holds in floats (the table as its file rounds it).
+    fixed: matrices whose scales stay.
+    """
+
+    def __init__(
+        self,
+        source: StreamReference,
+        blocks: Mapping[str, tuple[BlockFormat, QuantizedBlocks]],
+        fixed: Collection[str] = (),
+    ) -> None:
+        self.source = source
+        self.matrices: dict[str, BlockLinear] = {}
+        self.layers = []
+        for layer in range(source.spec.num_hidden_layers):
+            module = source.layer(layer)
+            for name in [name for name, inner in module.named_modules() if isinstance(inner, torch.nn.Linear)]:
+                whole = f"model.layers.{layer}.{name}.weight"
+                if whole in blocks:
+                    format, found = blocks[whole]
+                    self.matrices[whole] = BlockLinear(found, format, module.get_submodule(name).bias)
+                    module.set_submodule(name, self.matrices[whole])
+            self.layers.append(module)
+        self.tuned = {name: matrix for name, matrix in self.matrices.items() if name not in fixed}
+        self.norm = source.norm()
+        self.embedding = torch.from_numpy(source.weights.whole(EMBEDDING))
+        tied = source.spec.tie_word_embeddings
+        self.table = self.embedding if tied else torch.from_numpy(source.weights.whole(HEAD))
+
+    @property
+    def changes(self) -> list[torch.Tensor]:
+        return [matrix.change for matrix in self.tuned.values()]
+
+    def hidden(self, tokens: Sequence[int]) -> torch.Tensor:
+        """After the final norm, [T, H]."""
+        hidden = self.embedding[torch.tensor([tokens])]
+        positions = torch.arange(len(tokens))[None]
+        for module in self.layers:
+            hidden = module(
+                hidden,
+                position_embeddings=self.source.rotary(hidden, positions),
+                attention_mask=causal_mask(0, len(tokens)) if module.is_attention_layer else None,
+                position_ids=positions,
+            )
+        normed: torch.Tensor = self.norm(hidden)[0]
+        return normed
+
+
+def divergence(
+    hidden: torch.Tensor, table: torch.Tensor, wanted: torch.Tensor, wanted_table: torch.Tensor
+) -> tuple[float, torch.Tensor]:
+    """Mean over rows of KL(p || q) in nats, and its gradient by `hidden`: [T, H].
+
+    q: of logits hidden [T, H] table^T [H, V]. p: of the reference's `wanted` and `wanted_table`. Logits are made a few
+    rows at a time and thrown away.
+    """
+    total, gradient = 0.0, torch.empty_like(hidden)
+    for start in range(0, len(hidden), HEAD_ROWS):
+        rows = slice(start, start + HEAD_ROWS)
+        log_q = torch.log_softmax(hidden[rows] @ table.mT, dim=-1)
+        log_p = torch.log_softmax(wanted[rows] @ wanted_table.mT, dim=-1)
+        p = log_p.exp()
+        total += float((p * (log_p - log_q)).sum(dtype=torch.float64))
+        gradient[rows] = (log_q.exp_() - p) @ table / len(hidden)
+    return total / len(hidden), gradient
+
+
+def _geometric_mean(values: Sequence[float]) -> float:
+    return math.exp(math.fsum(math.log(max(value, LEAST)) for value in values) / len(values))
+
+
+def tune(
+    student: Student,
+    reference: StreamReference,
+    fitted: Sequence[Sequence[int]],
+    held_out: Sequence[Sequence[int]],
+    pool: ThreadPoolExecutor,
+    *,
+    rate: float = RATE,
+    epochs: int = EPOCHS,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> tuple[Tuned, dict[str, NDArray[np.float16]]]:
+    """Move the student's scales towards `reference`; what came of it, and the scales [N, G] of every tuned matrix."""
+    runs = [Run.prefill(tokens, caches_from=None) for tokens in (*fitted, *held_out)]
+    with torch.no_grad():
+        wanted = [torch.from_numpy(trace.hidden) for trace in reference.run(runs)]
+        table = student.table
+        wanted_table = torch.from_numpy(
+            reference.weights.whole(EMBEDDING if reference.spec.tie_word_embeddings else HEAD)
+        )
+
+    def loss(number: int) -> float:
+        with torch.no_grad():
+            return divergence(student.hidden(runs[number].tokens), table, wanted[number], wanted_table)[0]
+
+    def gradient(number: int) -> tuple[float, tuple[torch.Tensor, ...]]:
+        with torch.enable_grad():
+            hidden = student.hidden(runs[number].tokens)
+            with torch.no_grad():
+                value, by_hidden = divergence(hidden, table, wanted[number], wanted_table)
+            return value, torch.autograd.grad(hidden, student.changes, by_hidden)
+
+    judged = range(len(fitted), len(runs))
+    before = _geometric_mean(list(pool.map(loss, judged)))
+    first: dict[int, float] = {}
+    random = np.random.default_rng(seed)
+    order = np.concatenate([random.permutation(len(fitted)) for _ in range(epochs)]).tolist()
+    batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
+    optimizer = torch.optim.Adam(student.changes, lr=rate, betas=(MOMENTUM, SECOND), eps=EPSILON)
+    for step, batch in enumerate(batches):
+        progress("tune", step, len(batches), "steps")
+        optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * step / len(batches))) / 2
+        found = list(pool.map(gradient, batch))
+        for number, (value, _) in zip(batch, found, strict=True):
+            first.setdefault(number, max(value, LEAST))
+        for place, change in enumerate(student.changes):
+            shares = [grads[place] / first[number] for number, (_, grads) in zip(batch, found, strict=True)]
+            change.grad = torch.stack(shares).mean(dim=0)
+        optimizer.step()
+    scales = {name: matrix.settle() for name, matrix in student.tuned.items()}
+    after = _geometric_mean(list(pool.map(loss, judged)))
+    progress("tune", len(batches), len(batches), "steps")
+    return Tuned(len(batches), before, after), scales
+
+
+def tune_store(
+    store: Store,
+    choices: Sequence[Choice],
+    rounded: StreamReference,
+    sequences: Sequences,
+    pool: ThreadPoolExecutor,
+    progress: Progress = silent,
+) -> Tuned | None:
+    """Tune the matrices of `choices` in `store`, and put them back if the model came nearer; None: none is to be tuned.
+
+    Matrices that hold the nearest codes keep their scales: with others, a few codes would not be the nearest any more,
+    which `verify` could not tell from damage. So does a row that would go beyond what it takes for moved on purpose.
+
+    rounded: the source with its table as files round it.
+    """
+    checkpoint = store.checkpoint
+    rows = {name: checkpoint.tensors[name].shape[0] for choice in choices for name in choice.parts}
+    held, fixed = {}, set()
+    for choice in choices:
+        for name in choice.parts:
+            blocks = store.prepared(name, 0, rows[name], choice.format)
+            assert blocks is not None  # every choice was put there
+            held[name] = (choice.format, blocks)
+            if choice.method not in MOVED:
+                fixed.add(name)
+    if len(fixed) == len(held):
+        return None
+    fitted, held_out = sequences.tokens[: sequences.fitted], sequences.tokens[sequences.fitted :]
+    reference = StreamReference(SourceWeights(checkpoint))
+    tuned, scales = tune(Student(rounded, held, fixed), reference, fitted, held_out, pool, progress=progress)
+    for name, found in scales.items() if tuned.kept else ():
+        format, blocks = held[name]
+        moved = keep_within(checkpoint.rows(name, 0, rows[name]), format, replace(blocks, scales=found), blocks)
+        store.put_blocks(name, format, moved)
+    return tuned
