@@ -6,7 +6,7 @@ into passes. Nothing here imports more than data, so that a bad option is refuse
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -46,6 +46,33 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Target:
+    """The most that a model file with its data may take: `value` decimal megabytes, or bits per weight of the model.
+
+    text: what formats are compared on, as in :class:`Calibration`.
+    """
+
+    value: float
+    unit: Literal["MB", "bits per weight"]
+    text: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.value < float("inf"):
+            raise Lfm2ExportError(f"the target is {self.value:g} {self.unit}, expected a positive number")
+
+    def limit(self, parameters: int) -> int:
+        """Bytes."""
+        return int(self.value * self._bytes(parameters))
+
+    def shown(self, size: int, parameters: int, whole: Callable[[float], int] = round) -> str:
+        """`size` bytes in this unit, to three decimals that `whole` makes."""
+        return f"{whole(1000 * size / self._bytes(parameters)) / 1000:.3f}"
+
+    def _bytes(self, parameters: int) -> float:
+        return 1e6 if self.unit == "MB" else parameters / 8
+
+
+@dataclass(frozen=True)
 class Options:
     """What a user may choose about the files; the same for every dtype of a build.
 
@@ -54,6 +81,8 @@ class Options:
     table_bits: of the embedding table in q4 and q4f16; the table is the most sensitive tensor of all.
     lookup: how the quantized table is read; see `passes.lookup`.
     calibration: of the matrices of q4 and q4f16 (see `calibrate`); None takes each by itself.
+    target: of q4 and q4f16: the format of every matrix is chosen for it (see `sensitivity`), whatever `block_size`,
+        `symmetric` and `table_bits` say, which then are those of q8 alone.
     """
 
     logits: LogitsMode = "last"
@@ -63,6 +92,7 @@ class Options:
     quantizer: Quantizer = "search"
     lookup: LookupKind = "portable"
     calibration: Calibration | None = None
+    target: Target | None = None
 
     def __post_init__(self) -> None:
         if self.block_size not in BLOCK_SIZES:

@@ -114,6 +114,17 @@ def write_model(
     return WrittenModel((graph, *written), _listing(model), tuple(overflows))
 
 
+def file_bytes(model: ir.Model, name: str, max_chunk_bytes: int = MAX_CHUNK_BYTES) -> int:
+    """Bytes of the file `name` that :func:`write_model` would make of `model`, its data files included; none is made.
+
+    The model's initializers point to those files afterwards.
+    """
+    slots, sizes = lay_out(_recipes(model), max_chunk_bytes)
+    for slot in slots:
+        _attach(model.graph.initializers[slot.name], slot, Path(data_name(name, slot.file)))
+    return sum(sizes) + len(ir.to_proto(model).SerializeToString(deterministic=True))
+
+
 def data_name(model_name: str, number: int) -> str:
     """Bare name of data file `number` of the model file `model_name`: _data, _data_1, _data_2, ..."""
     return f"{model_name}_data" + (f"_{number}" if number else "")
