@@ -100,6 +100,7 @@ def render_card(
     environment.filters["quoted"] = json.dumps
     environment.filters["megabytes"] = _megabytes
     environment.filters["in_words"] = _in_words
+    environment.filters["format_in_words"] = format_in_words
     template = environment.from_string(
         (resources.files("lfm2export") / "package" / "templates" / "README.md.jinja").read_text(encoding="utf-8")
     )
@@ -163,6 +164,12 @@ def _in_words(options: Mapping[str, Any], separator: str = "; ") -> str:
         elif value is not None:
             words.append(f"{name} {value}")
     return separator.join(words)
+
+
+def format_in_words(row: Mapping[str, Any]) -> str:
+    """The block format of a row of `provenance.formats`: "4 bits, blocks of 32 with zero points"."""
+    zeros = "" if row["symmetric"] else " with zero points"
+    return f"{row['bits']} bits, blocks of {row['block_size']}{zeros}"
 
 
 def _megabytes(count: int) -> str:

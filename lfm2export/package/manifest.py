@@ -77,6 +77,7 @@ def write_manifest(folder: Path, provenance: Provenance, spec: ModelSpec, models
         },
         "options": dict(provenance.options),
         "recipe": {dtype: dict(options) for dtype, options in provenance.recipe.items()},
+        **({"formats": dict(provenance.formats)} if provenance.formats is not None else {}),
         "models": {dtype: _model_entry(folder, spec, dtype, models[dtype]) for dtype in MODEL_FILES if dtype in models},
         "files": files,
     }

@@ -12,6 +12,7 @@ from lfm2export.errors import ArtifactError, OutputError
 from lfm2export.package.card import PARITY_BEGIN, fill_parity
 from lfm2export.report import facts, junit, markdown, page
 from lfm2export.report.consumers import read_consumers
+from lfm2export.report.formats import read_formats
 from lfm2export.verify.document import read_parity, write_parity
 from lfm2export.verify.results import Verification
 
@@ -32,18 +33,18 @@ class Report:
 def write_report(folder: Path, result: Verification, *, junit_file: Path | None = None) -> Report:
     """Write parity.json, .md and .html into `folder`, the table into its card, and the verdicts to `junit_file`.
 
-    What `check-consumers` left in `folder` is shown as well.
+    What `check-consumers` left in `folder` is shown as well, and the formats that the build chose for a target.
 
     Raises:
         OutputError: something cannot be written.
-        ArtifactError: consumers.json is damaged.
+        ArtifactError: consumers.json or build.json is damaged.
     """
-    asked = read_consumers(folder)
+    asked, chosen = read_consumers(folder), read_formats(folder)
     try:
         return Report(
             json=write_parity(result, folder),
-            markdown=_write(folder / markdown.FILE, markdown.render(result, asked)),
-            html=_write(folder / page.FILE, page.render(result, facts.read_sizes(folder), asked)),
+            markdown=_write(folder / markdown.FILE, markdown.render(result, asked, chosen)),
+            html=_write(folder / page.FILE, page.render(result, facts.read_sizes(folder), asked, chosen)),
             card=_fill_card(folder / CARD, markdown.render_card(result)),
             junit=junit.write_junit(junit_file, result) if junit_file is not None else None,
         )

@@ -10,6 +10,7 @@ from lfm2export.artifact import available_models
 from lfm2export.errors import Lfm2ExportError
 from lfm2export.inspection import inspect_model
 from lfm2export.report import words
+from lfm2export.report.formats import FormatTable
 from lfm2export.spec import parse_spec, read_config
 from lfm2export.verify.figures import Against, Difference, TextMeasures, Verdict
 from lfm2export.verify.results import Failure, FileResult, Verification
@@ -124,6 +125,15 @@ def table(result: Verification) -> list[tuple[str, list[str]]]:
 def compared(result: Verification) -> list[tuple[str, Against]]:
     """Every paired comparison with another artifact, and the dtype of this one's file."""
     return [(file.dtype, found) for file in result.files for found in file.against or ()]
+
+
+def formats_line(table: FormatTable) -> str:
+    """What the formats were chosen for, and by what."""
+    return (
+        f"Every matrix of the 4-bit files has a format of its own, chosen for {table.target}: least KLD in those "
+        f"bytes, each matrix quantized alone on {table.tokens:,} tokens ({table.text}). Together they are predicted "
+        f"to cost {words.figure(table.kld)} nats a token on that text."
+    )
 
 
 def place(failure: Failure, result: Verification) -> str:

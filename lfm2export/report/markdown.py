@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from lfm2export.report import facts, words
 from lfm2export.report.consumers import ConsumerRow
+from lfm2export.report.formats import FormatTable
 from lfm2export.verify.figures import RouteMeasure, Verdict
 from lfm2export.verify.results import Check, FileResult, Verification
 
@@ -37,7 +38,7 @@ def token(text: str | None) -> str:
     return words.NOT_MEASURED if text is None else f"<code>{escape(words.shown(text))}</code>"
 
 
-def render(result: Verification, consumers: Sequence[ConsumerRow] = ()) -> str:
+def render(result: Verification, consumers: Sequence[ConsumerRow] = (), formats: FormatTable | None = None) -> str:
     """The whole of parity.md."""
     mark = _MARKS[result.verdict]
     parts = [f"# {mark} {escape(facts.headline(result))}", escape(facts.reference_line(result))]
@@ -48,9 +49,29 @@ def render(result: Verification, consumers: Sequence[ConsumerRow] = ()) -> str:
         parts += [_routes(file)] if file.routes else []
     parts += [_what_is_checked(), "## First differences of greedy answers", _differences(result)]
     parts += ["## Paired with another artifact", _compared(result)] if facts.compared(result) else []
+    parts += ["## Bits where they pay", _formats(formats)] if formats is not None else []
     parts += ["## Consumers", _consumers(consumers)] if consumers else []
     parts += ["## Measured with", _measured_with(result)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _formats(table: FormatTable) -> str:
+    header = ["matrix", "weights", "KLD in 4 bits", "a MB of it", "format", "bytes", "KLD"]
+    rows = [
+        [
+            f"<code>{escape(row.matrix)}</code>",
+            f"{row.parameters:,}",
+            words.figure(row.before),
+            words.figure(row.pays),
+            row.format,
+            f"{row.bytes:,}",
+            words.figure(row.kld),
+        ]
+        for row in table.rows
+    ]
+    said = escape(facts.formats_line(table))
+    summary = f"<summary>Formats of {len(table.rows)} matrices</summary>"
+    return f"{said}\n\n<details>{summary}\n\n{_table([header, *rows])}\n\n</details>"
 
 
 def _consumers(rows: Sequence[ConsumerRow]) -> str:

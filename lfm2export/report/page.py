@@ -9,6 +9,7 @@ from typing import Any
 from lfm2export.report import facts, plots, words
 from lfm2export.report.consumers import ConsumerRow
 from lfm2export.report.facts import Sizes
+from lfm2export.report.formats import FormatTable
 from lfm2export.verify.figures import CheckName, Verdict
 from lfm2export.verify.results import Check, FileResult, Verification
 
@@ -21,7 +22,12 @@ _MARKS = {Verdict.PASSED: "✓", Verdict.FAILED: "✗", Verdict.NOT_MEASURED: "�
 _SHORT = {Verdict.PASSED: "", Verdict.FAILED: "failed", Verdict.NOT_MEASURED: ""}
 
 
-def render(result: Verification, sizes: Sizes, consumers: Sequence[ConsumerRow] = ()) -> str:
+def render(
+    result: Verification,
+    sizes: Sizes,
+    consumers: Sequence[ConsumerRow] = (),
+    formats: FormatTable | None = None,
+) -> str:
     """The whole page."""
     import jinja2
     from markupsafe import Markup
@@ -37,6 +43,8 @@ def render(result: Verification, sizes: Sizes, consumers: Sequence[ConsumerRow] 
     return environment.from_string(_read("parity.html.jinja")).render(
         result=result,
         consumers=consumers,
+        formats=formats,
+        formats_line=facts.formats_line(formats) if formats is not None else "",
         css=Markup(_read("parity.css")),
         headline=facts.headline(result),
         reference=facts.reference_line(result),
@@ -61,6 +69,7 @@ def render(result: Verification, sizes: Sizes, consumers: Sequence[ConsumerRow] 
             "caches": [(file.dtype, plots.cache_error(file)) for file in result.files],
             "perplexity": plots.perplexity_by_bytes(result),
             "sizes": plots.size_by_role(result, sizes),
+            "formats": plots.bits_where_they_pay(formats) if formats is not None else None,
         },
     )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lfm2export.contract import MODEL_FILES
 from lfm2export.report.facts import Sizes
+from lfm2export.report.formats import FormatRow, FormatTable
 from lfm2export.report.svg import BAD, DASHES, FAINT, GOOD, INK, MARKERS, SERIES, draw
 from lfm2export.verify.figures import CacheSeries, StepPoint
 from lfm2export.verify.results import FileResult, Verification
@@ -167,6 +168,45 @@ def perplexity_by_bytes(result: Verification) -> Markup | None:
         axes.legend(ncols=5, loc="lower center", bbox_to_anchor=(0.45, 1.0), columnspacing=0.8, handletextpad=0.1)
 
     return draw("perplexity", "Perplexity against bytes", 3.0, paint)
+
+
+def bits_where_they_pay(table: FormatTable) -> Markup | None:
+    """What each matrix loses in 4 bits per megabyte, in the model's order; filled where 8 bits were chosen."""
+    if not table.rows:
+        return None
+
+    def paint(axes: Axes) -> None:
+        kinds = list(dict.fromkeys(_kind(row) for row in table.rows))
+        for number, kind in enumerate(kinds):
+            points = [(place, row) for place, row in enumerate(table.rows) if _kind(row) == kind]
+            for bits, fill in ((8, SERIES[number % len(SERIES)]), (4, "none")):
+                chosen = [(place, max(row.pays, FLOOR)) for place, row in points if row.bits == bits]
+                axes.plot(
+                    [place for place, _ in chosen],
+                    [pays for _, pays in chosen],
+                    ls="none",
+                    marker=MARKERS[number % len(MARKERS)],
+                    mec=SERIES[number % len(SERIES)],
+                    mfc=fill,
+                    label=kind if bits == 8 else None,
+                )
+        axes.set_yscale("log")
+        axes.set_xlabel("matrix")
+        axes.set_ylabel("KLD, nats a MB")
+        _integers(axes)
+        axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.45, 1.0), columnspacing=0.8, handletextpad=0.1)
+
+    return draw("formats", "What each matrix loses in 4 bits per megabyte", 3.2, paint)
+
+
+def _kind(row: FormatRow) -> str:
+    """`in_proj`, `q k v`, `w1 w3`, `table`, ...: what a matrix is, whatever its layer."""
+    base, *others = row.matrix.split("+")
+    name = base.split(".")[-2]
+    if "layers" not in base.split("."):
+        return "head" if name == "lm_head" else "table"
+    owner = "attention " if "self_attn" in base and name == "out_proj" else ""
+    return owner + " ".join(part.removesuffix("_proj") if others else part for part in (name, *others))
 
 
 def _look(dtype: str) -> tuple[str, str, str]:

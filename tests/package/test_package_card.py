@@ -41,6 +41,7 @@ def card(
     chat: bool = True,
     license_file: bool = True,
     name: str = "LFM2-350M",
+    formats: Mapping[str, Any] | None = None,
     **config: Any,
 ) -> str:
     facts = CardFacts(chat, chat, license_file, metadata or {}, {"lfm2export": "0.1.0", "torch": "2.13.0"})
@@ -49,7 +50,9 @@ def card(
         "fp32": {"body": None},
         "q4": {"body": body, "table": {"bits": 8, "symmetric": True}, "lookup": "portable"},
     }
-    provenance = Provenance(name, repo_id, "f00d" * 10, {"model.safetensors": SHA}, 40, recipe, {"logits": "last"})
+    options = {"logits": "last"}
+    files = {"model.safetensors": SHA}
+    provenance = Provenance(name, repo_id, "f00d" * 10, files, 40, recipe, options, formats)
     return render_card(parse_spec(tiny_config(**config)), models or {"q4": Q4}, provenance, facts)
 
 
@@ -124,6 +127,17 @@ def test_files_sizes_and_overflows() -> None:
     assert text.index("`onnx/model_fp16.onnx`") < text.index("`onnx/model_q4.onnx`")
     assert "- `fp16`: 3 in `norm.weight`, up to 100000" in text
     assert "float16 cannot hold" not in card()
+
+
+def test_formats_chosen_for_a_target() -> None:
+    row = {"name": "model.embed_tokens.weight", "parameters": 786_432, "bits": 8, "block_size": 128}
+    row |= {"symmetric": True, "bytes": 798_720, "kld": 5.3e-5, "kld_4_bit": 7.3e-3}
+    target = {"value": 5.5, "unit": "bits per weight"}
+    chosen = {"target": target, "text": "shipped", "tokens": 4096, "predicted_kld": 0.0054, "matrices": [row]}
+    text = card(formats=chosen)
+    assert "chosen for 5.5 bits per weight" in text and "predicted KLD 0.0054" in text
+    assert "| `model.embed_tokens.weight` | 786,432 | 7.3e-03 | 8 bits, blocks of 128 | 798,720 | 5.3e-05 |" in text
+    assert "Bits where they pay" not in card()
 
 
 def test_provenance() -> None:
