@@ -65,6 +65,13 @@ def main() -> None:
 @click.option("--block-size", type=click.Choice(["16", "32", "64", "128"]), default="32", show_default=True)
 @click.option("--symmetric/--asymmetric", default=False, help="4-bit blocks without or with a zero point.")
 @click.option("--table-bits", type=click.Choice(["4", "8"]), default="8", show_default=True)
+@click.option(
+    "--target-bpw",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="BITS",
+    help="q4 and q4f16: the format of every matrix, where bits pay, for a file of so many bits per weight.",
+)
+@click.option("--target-size", type=click.FloatRange(min=0, min_open=True), metavar="MB", help="The same by bytes.")
 @click.option("--quantizer", type=click.Choice(["search", "round"]), default="search", show_default=True)
 @click.option(
     "--lookup",
@@ -93,6 +100,7 @@ def build(source: str | None, dtypes: tuple[str, ...], output: Path | None, **op
     Example:
       lfm2-export build ./my-lfm2 --dtype q4 --dtype fp16 -o ./my-lfm2-ONNX
       lfm2-export build ./my-lfm2 --calibrate --calibration-tokens 2048 -o ./my-lfm2-ONNX
+      lfm2-export build --target-bpw 5 -o ./small-ONNX
     """
     from lfm2export.commands import run_build
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lfm2export.console import progress_on_stderr
-from lfm2export.errors import PromptError
+from lfm2export.errors import Lfm2ExportError, PromptError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lfm2export.generation.loop import Generated
     from lfm2export.generation.sampling import Sampler
     from lfm2export.inspection import Inspection
-    from lfm2export.recipes import Calibration
+    from lfm2export.recipes import Calibration, Target
 
 
 def run_build(
@@ -34,6 +34,8 @@ def run_build(
     quiet: bool,
     block_size: str,
     table_bits: str,
+    target_bpw: float | None,
+    target_size: float | None,
     verify: bool,
     calibrate: bool,
     calibration_text: str | None,
@@ -46,11 +48,11 @@ def run_build(
 
     if source is None:
         click.echo("No SOURCE given: exporting the small model that ships with this package.")
-    calibration = _calibration(calibrate, calibration_text, calibration_tokens)
     chosen = Options(
         block_size=int(block_size),
         table_bits=int(table_bits),  # type: ignore[arg-type]
-        calibration=calibration,
+        calibration=_calibration(calibrate, calibration_text, calibration_tokens, bool(target_bpw or target_size)),
+        target=_target(target_bpw, target_size, calibration_text),
         **options,
     )
     with progress_on_stderr(quiet) as progress:
@@ -74,6 +76,8 @@ def run_build(
                 f"(largest {overflow.largest:g}); prefer fp32 or q4 for this checkpoint",
                 err=True,
             )
+    if report.selection is not None:
+        click.echo(report.selection.summary())
     if report.calibrated is not None:
         click.echo(report.calibrated.summary())
     click.echo(f"{report.folder} is complete ({report.seconds:.1f} s)")
@@ -89,13 +93,23 @@ def run_build(
     )
 
 
-def _calibration(calibrate: bool, text: str | None, tokens: int | None) -> Calibration | None:
+def _calibration(calibrate: bool, text: str | None, tokens: int | None, targeted: bool) -> Calibration | None:
     from lfm2export.recipes import Calibration
 
     given = {name: value for name, value in (("text", text), ("tokens", tokens)) if value is not None}
-    if given and not calibrate:
+    if not calibrate and (tokens is not None or (text is not None and not targeted)):
         raise PromptError(f"--calibration-{next(iter(given))} says how to calibrate; add --calibrate, or leave it out")
     return Calibration(**given) if calibrate else None  # type: ignore[arg-type]
+
+
+def _target(bits: float | None, megabytes: float | None, text: str | None) -> Target | None:
+    from lfm2export.recipes import Target
+
+    if bits is not None and megabytes is not None:
+        raise Lfm2ExportError("--target-bpw and --target-size were both given; give the one that matters")
+    if bits is not None:
+        return Target(bits, "bits per weight", text)
+    return Target(megabytes, "MB", text) if megabytes is not None else None
 
 
 def run_verify(

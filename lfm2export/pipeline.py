@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lfm2export import contract
 from lfm2export.errors import GraphError, Lfm2ExportError
 from lfm2export.progress import Progress, silent
-from lfm2export.recipes import RECIPES, Chosen, Options, body_format, formats, table_format
+from lfm2export.recipes import RECIPES, Calibration, Chosen, Options, body_format, formats, table_format
 from lfm2export.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from lfm2export.calibrate.text import CalibrationText
     from lfm2export.checkpoint import Checkpoint
     from lfm2export.hub import ResolvedSource
+    from lfm2export.sensitivity.target import Selection
     from lfm2export.writer import WrittenModel
 
 MODELS_FOLDER = "onnx"
 
-#: Where calibration works, inside the staging folder; gone before the artifact is complete.
+#: Where calibration and the choice of formats work, inside the staging folder; gone before the artifact is complete.
 SCRATCH_FOLDER = ".calibration"
 #: Blocks that were quantized during the trace, likewise.
 AHEAD_FOLDER = ".ahead"
@@ -46,6 +47,7 @@ class BuildReport:
     models: Mapping[str, WrittenModel]
     seconds: float
     calibrated: Calibrated | None = None
+    selection: Selection | None = None
 
 
 def build(
@@ -73,6 +75,7 @@ def build(
         OutputError: the output cannot be written.
         GraphError: the installed libraries trace another graph than the pinned ones.
         PromptError: there is no text to calibrate on.
+        Lfm2ExportError: a target that no choice of formats meets.
     """
     from lfm2export.checkpoint import check_tokenizer, open_checkpoint
     from lfm2export.hub import resolve_source
@@ -82,7 +85,7 @@ def build(
     started = time.monotonic()
     options = options if options is not None else Options()
     dtypes = _ordered(dtypes)
-    _check_calibration(dtypes, options)
+    _check_mixed(dtypes, options)
     threads = threads if threads is not None else os.cpu_count() or 1
     if out is not None:  # before a download, when that much is known
         check_output(out, force=force)
@@ -93,7 +96,7 @@ def build(
     out = out if out is not None else Path.cwd() / f"{found.name}-ONNX"
     with staged_output(out, force=force, source=found.folder) as folder, ThreadPoolExecutor(1) as background:
         hashes = background.submit(checkpoint.hash_files)  # reads the files while the graph is traced
-        text = _calibration_text(checkpoint, options, progress)
+        text = _text(checkpoint, options, progress)
         progress("trace", 0, None, "graph")
         from lfm2export.ahead import quantized_ahead
         from lfm2export.writer import write_model  # torch takes seconds to import: not before the input is known good
@@ -102,15 +105,18 @@ def build(
         with quantized_ahead(checkpoint, settled, options, folder / AHEAD_FOLDER, threads - 1) as ahead:
             fused = fused_graph(spec, options.logits)
         (folder / MODELS_FOLDER).mkdir()
-        calibrated = _calibrated(checkpoint, text, dtypes, options, folder / SCRATCH_FOLDER, threads, progress)
+        scratch = folder / SCRATCH_FOLDER
+        selection = _selected(checkpoint, text, fused, dtypes, options, scratch, threads, progress)
+        chosen = selection.chosen if selection is not None else None
+        calibrated = _calibrated(checkpoint, text, dtypes, options, chosen, scratch, threads, progress)
         models = {}
         for dtype in dtypes:
-            graph = dtype_graph(fused, spec, dtype, options)
+            graph = dtype_graph(fused, spec, dtype, options, chosen)
             path = folder / MODELS_FOLDER / contract.MODEL_FILES[dtype]
             weights = calibrated.store if calibrated is not None and _is_mixed(dtype) else ahead
             models[dtype] = write_model(graph, weights, path, threads=threads, progress=_staged(progress, dtype))
-        for scratch in (SCRATCH_FOLDER, AHEAD_FOLDER):
-            shutil.rmtree(folder / scratch, ignore_errors=True)
+        for used in (SCRATCH_FOLDER, AHEAD_FOLDER):
+            shutil.rmtree(folder / used, ignore_errors=True)
         provenance = Provenance(
             name=found.name,
             repo_id=found.repo_id,
@@ -119,9 +125,10 @@ def build(
             tensor_count=len(checkpoint.tensors),
             recipe={dtype: _described(dtype, options, calibrated) for dtype in dtypes},
             options={"logits": options.logits},
+            formats=selection.described() if selection is not None else None,
         )
         write_package(folder, found.folder, checkpoint.config, spec, models, provenance)
-    return BuildReport(out, found, spec, models, time.monotonic() - started, calibrated)
+    return BuildReport(out, found, spec, models, time.monotonic() - started, calibrated, selection)
 
 
 def _ordered(dtypes: Sequence[str]) -> list[str]:
@@ -145,20 +152,52 @@ def _is_mixed(dtype: str) -> bool:
     return RECIPES[dtype].body_bits == 4
 
 
-def _check_calibration(dtypes: Sequence[str], options: Options) -> None:
-    if options.calibration is not None and not any(_is_mixed(dtype) for dtype in dtypes):
-        raise Lfm2ExportError(
-            f"nothing in {', '.join(dtypes)} is calibrated, expected q4 or q4f16 among them; add --dtype q4, or leave "
-            "out --calibrate"
-        )
+def _check_mixed(dtypes: Sequence[str], options: Options) -> None:
+    for asked, option in ((options.calibration, "--calibrate"), (options.target, "the target")):
+        if asked is not None and not any(_is_mixed(dtype) for dtype in dtypes):
+            raise Lfm2ExportError(
+                f"{option} is for q4 and q4f16, and only {', '.join(dtypes)} is built; add --dtype q4, or leave it out"
+            )
 
 
-def _calibration_text(checkpoint: Checkpoint, options: Options, progress: Progress) -> CalibrationText | None:
-    if options.calibration is None:
+def _text(checkpoint: Checkpoint, options: Options, progress: Progress) -> CalibrationText | None:
+    """What matrices are calibrated, and their formats compared, on; None where neither is asked for."""
+    wanted = options.calibration
+    if options.target is not None and wanted is None:
+        from lfm2export.sensitivity import text_tokens
+
+        wanted = Calibration(options.target.text, text_tokens(checkpoint.spec.num_parameters))
+    if wanted is None:
         return None
     from lfm2export.calibrate.source import calibration_text
 
-    return calibration_text(checkpoint, options.calibration, progress)
+    return calibration_text(checkpoint, wanted, progress)
+
+
+def _selected(
+    checkpoint: Checkpoint,
+    text: CalibrationText | None,
+    fused: ir.Model,
+    dtypes: Sequence[str],
+    options: Options,
+    folder: Path,
+    threads: int,
+    progress: Progress,
+) -> Selection | None:
+    """Formats for the target, measured on the model in `folder`, which comes and goes; the 4-bit files share them."""
+    if text is None or options.target is None:
+        return None
+    from lfm2export.sensitivity.target import select_formats
+    from lfm2export.writer import file_bytes
+
+    def largest(chosen: Chosen) -> int:
+        graphs = {d: dtype_graph(fused, checkpoint.spec, d, options, chosen) for d in dtypes if _is_mixed(d)}
+        return max(file_bytes(graph, contract.MODEL_FILES[dtype]) for dtype, graph in graphs.items())
+
+    folder.mkdir()
+    found = select_formats(checkpoint, text, options, folder, largest, threads=threads, progress=progress)
+    shutil.rmtree(folder)
+    return found
 
 
 def _calibrated(
@@ -166,27 +205,29 @@ def _calibrated(
     text: CalibrationText | None,
     dtypes: Sequence[str],
     options: Options,
+    chosen: Chosen | None,
     folder: Path,
     threads: int,
     progress: Progress,
 ) -> Calibrated | None:
     """What calibration makes of the matrices in `folder`, which it creates; the 4-bit files share it."""
-    if text is None:
+    if text is None or options.calibration is None:
         return None
     from lfm2export.calibrate import calibrate
 
     folder.mkdir()
-    blocks = formats(next(dtype for dtype in dtypes if _is_mixed(dtype)), options)
+    blocks = formats(next(dtype for dtype in dtypes if _is_mixed(dtype)), options, chosen)
     return calibrate(checkpoint, blocks.of, text, folder, threads=threads, progress=progress)
 
 
 def _described(dtype: str, options: Options, calibrated: Calibrated | None) -> dict[str, Any]:
     """The recipe of one file as JSON values."""
     body, table = body_format(dtype, options), table_format(dtype, options)
+    by_matrix = options.target is not None and _is_mixed(dtype)
     return {
         "activations": "float16" if RECIPES[dtype].half else "float32",
-        "body": asdict(body) if body is not None else None,
-        "table": asdict(table) if table is not None else None,
+        "body": "by matrix" if by_matrix else asdict(body) if body is not None else None,
+        "table": "by matrix" if by_matrix else asdict(table) if table is not None else None,
         "lookup": options.lookup if table is not None else None,
         "calibration": calibrated.described() if calibrated is not None and _is_mixed(dtype) else None,
     }
