@@ -195,7 +195,7 @@ def _selected(
         return max(file_bytes(graph, contract.MODEL_FILES[dtype]) for dtype, graph in graphs.items())
 
     folder.mkdir()
-    found = select_formats(checkpoint, text, options, folder, largest, threads=threads, progress=progress)
+    found = select_formats(checkpoint, checkpoint, text, options, folder, largest, threads=threads, progress=progress)
     shutil.rmtree(folder)
     return found
 

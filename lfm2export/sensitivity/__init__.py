@@ -23,7 +23,7 @@ from lfm2export.matrices import Matrix, matrices
 from lfm2export.progress import Progress, silent
 from lfm2export.sensitivity.forks import Fork, run_forks
 from lfm2export.sensitivity.formats import candidates, measured_format, squared_errors, stored_bytes
-from lfm2export.weights import BlockFormat, Quantizer
+from lfm2export.weights import BlockFormat, Quantizer, WeightSource
 
 __all__ = ["Rated", "Sensitivity", "measure_sensitivity", "sequences_for", "text_tokens", "tokens_for"]
 
@@ -77,6 +77,7 @@ def sequences_for(text: Sequence[Sequence[int]], tokens: int) -> tuple[tuple[int
 
 def measure_sensitivity(
     checkpoint: Checkpoint,
+    source: WeightSource,
     sequences: Sequence[Sequence[int]],
     text: str,
     folder: Path,
@@ -87,21 +88,23 @@ def measure_sensitivity(
 ) -> Sensitivity:
     """Rate every candidate format of every matrix on token `sequences` of the text called `text`.
 
-    folder: an empty one, the caller's to remove; it takes 4 bytes per matrix, token and hidden feature.
+    Args:
+        source: what files are written from.
+        folder: an empty one, the caller's to remove; it takes 4 bytes per matrix, token and hidden feature.
 
     Raises:
         TensorError, SourceError: the checkpoint cannot be read, or holds NaN or Inf.
     """
     listed = matrices(checkpoint.spec)
     forks = [Fork(m, form) for m in listed for form in dict.fromkeys(measured_format(m, b, quantizer) for b in (4, 8))]
-    found = run_forks(checkpoint, forks, sequences, folder, threads=threads, progress=progress)
+    found = run_forks(checkpoint, source, forks, sequences, folder, threads=threads, progress=progress)
     klds = {(fork.matrix.parts, fork.format): kld for fork, kld in zip(forks, found.kld, strict=True)}
     rated = {}
     formats = candidates(quantizer)
     with ThreadPoolExecutor(threads) as pool:
         for number, matrix in enumerate(listed):
             progress("weigh formats", number, len(listed), "matrices")
-            errors = squared_errors(checkpoint, matrix, formats, found.moments, pool)
+            errors = squared_errors(source, matrix, formats, found.moments, pool)
             rated[matrix.parts] = tuple(_rated(matrix, form, errors, klds, quantizer) for form in formats)
     progress("weigh formats", len(listed), len(listed), "matrices")
     return Sensitivity(listed, rated, text, sum(len(one) for one in sequences))

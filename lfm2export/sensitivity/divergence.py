@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lfm2export.quant import dequantize, quantize
+from lfm2export.sensitivity.formats import rounded
 from lfm2export.weights import BlockFormat
 
 Array = NDArray[np.float32]
@@ -54,7 +54,7 @@ def divergences(
 
     for start in range(0, vocab, TABLE_ROWS):
         rows = table(start, min(start + TABLE_ROWS, vocab))
-        others = {form: _rounded(rows, form) for form in formats if form is not None}
+        others = {form: rounded(rows, form) for form in formats if form is not None}
 
         def add(task: tuple[int, slice], rows: Array = rows, others: dict[BlockFormat, Array] = others) -> None:
             fork, top = task
@@ -83,7 +83,3 @@ def _log_sums(hidden: Array, table: Rows, vocab: int) -> torch.Tensor:
 
 def _logits(hidden: Array, rows: Array) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(hidden)) @ torch.from_numpy(rows).mT
-
-
-def _rounded(rows: Array, format: BlockFormat) -> Array:
-    return np.ascontiguousarray(dequantize(quantize(rows, format), format, rows.shape[1]))

@@ -29,11 +29,11 @@ from lfm2export.calibrate.activations import Scratch, workers
 from lfm2export.checkpoint import EMBEDDING, HEAD, Checkpoint
 from lfm2export.matrices import Matrix
 from lfm2export.progress import Progress, silent
-from lfm2export.quant import dequantize, quantize
 from lfm2export.reference.stream import StreamReference, causal_mask
 from lfm2export.reference.weights import SourceWeights
 from lfm2export.sensitivity.divergence import divergences
-from lfm2export.weights import BlockFormat
+from lfm2export.sensitivity.formats import as_stored, rounded
+from lfm2export.weights import BlockFormat, WeightSource
 
 Array = NDArray[np.float32]
 Floats = NDArray[np.float64]
@@ -68,6 +68,7 @@ class Forked:
 
 def run_forks(
     checkpoint: Checkpoint,
+    source: WeightSource,
     forks: Sequence[Fork],
     tokens: Sequence[Sequence[int]],
     folder: Path,
@@ -77,13 +78,15 @@ def run_forks(
 ) -> Forked:
     """The divergence of every fork from the model itself on `tokens`, sequences of :data:`UNSCORED` + 1 to 512 each.
 
-    folder: an empty one, the caller's to remove; it takes 4 bytes per fork, token and hidden feature.
+    Args:
+        source: what files are written from: it may have blocks of its own for a matrix of a layer.
+        folder: an empty one, the caller's to remove; it takes 4 bytes per fork, token and hidden feature.
 
     Raises:
         TensorError, SourceError: the checkpoint cannot be read, or holds NaN or Inf.
     """
     with workers(threads) as pool:
-        return _Run(checkpoint, forks, tokens, Scratch(folder), pool, progress).run()
+        return _Run(checkpoint, source, forks, tokens, Scratch(folder), pool, progress).run()
 
 
 class _Run:
@@ -92,13 +95,15 @@ class _Run:
     def __init__(
         self,
         checkpoint: Checkpoint,
+        source: WeightSource,
         forks: Sequence[Fork],
         tokens: Sequence[Sequence[int]],
         scratch: Scratch,
         pool: ThreadPoolExecutor,
         progress: Progress,
     ) -> None:
-        self.checkpoint, self.spec, self.forks, self.pool = checkpoint, checkpoint.spec, forks, pool
+        self.checkpoint, self.source, self.spec = checkpoint, source, checkpoint.spec
+        self.forks, self.pool = forks, pool
         self.reference = StreamReference(SourceWeights(checkpoint))
         self.sequences = [torch.tensor([list(one)]) for one in tokens]
         ends = np.cumsum([len(one) for one in tokens]).tolist()
@@ -135,7 +140,7 @@ class _Run:
             for i, fork in enumerate(self.forks, 1):
                 if fork.matrix.layer is None:
                     of_lookup = fork.matrix.parts == (EMBEDDING,)
-                    self.hidden[i, span] = _rounded(rows, fork.format) if of_lookup else rows
+                    self.hidden[i, span] = rounded(rows, fork.format) if of_lookup else rows
 
     def _through(self, module: Any, states: list[tuple[int, int]]) -> None:
         """States (from, to) through the layer `module`, every sequence a task."""
@@ -164,9 +169,13 @@ class _Run:
 
         def fill(task: tuple[str, int, int]) -> None:
             part, start, stop = task
-            rows = self.checkpoint.rows(part, start, stop)
             weight = module.get_parameter(part.removeprefix(prefix))
-            weight[start:stop] = torch.from_numpy(_rounded(rows, format) if format is not None else rows)
+            rows = (
+                self.checkpoint.rows(part, start, stop)
+                if format is None
+                else as_stored(self.source, part, start, stop, format)
+            )
+            weight[start:stop] = torch.from_numpy(rows)
 
         tasks = []
         for part in matrix.parts:
@@ -223,8 +232,3 @@ class _Run:
 
 def _before(matrix: Matrix, layer: int) -> bool:
     return matrix.layer is None or matrix.layer < layer
-
-
-def _rounded(rows: Array, format: BlockFormat) -> Array:
-    """`rows` [N, K] as a file holds them in `format`."""
-    return np.ascontiguousarray(dequantize(quantize(rows, format), format, rows.shape[1]))

@@ -19,12 +19,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lfm2export.checkpoint import Checkpoint
 from lfm2export.matrices import Matrix
 from lfm2export.quant import dequantize, quantize
 from lfm2export.quant.blocks import code_bytes, zero_point_bytes
-from lfm2export.weights import BlockFormat, Quantizer
+from lfm2export.weights import BlockFormat, Quantizer, WeightSource
 
+Array = NDArray[np.float32]
 Floats = NDArray[np.float64]
 
 #: Rows of a source tensor that stand for all of them where errors are compared, and how many lie together.
@@ -52,8 +52,21 @@ def stored_bytes(matrix: Matrix, format: BlockFormat) -> int:
     return matrix.rows * (blocks * (code_bytes(format) + 2) + zeros)
 
 
+def rounded(rows: Array, format: BlockFormat) -> Array:
+    """`rows` [N, K] as a file holds them in `format`."""
+    return np.ascontiguousarray(dequantize(quantize(rows, format), format, rows.shape[1]))
+
+
+def as_stored(source: WeightSource, part: str, start: int, stop: int, format: BlockFormat) -> Array:
+    """Rows [start, stop) of a source tensor as a file written from `source` holds them in `format`."""
+    blocks = source.prepared(part, start, stop, format)
+    if blocks is None:
+        return rounded(source.rows(part, start, stop), format)
+    return np.ascontiguousarray(dequantize(blocks, format, source.tensors[part].shape[1]))
+
+
 def squared_errors(
-    checkpoint: Checkpoint,
+    source: WeightSource,
     matrix: Matrix,
     formats: tuple[BlockFormat, ...],
     moments: Mapping[str, Floats],
@@ -61,20 +74,17 @@ def squared_errors(
 ) -> dict[BlockFormat, float]:
     """sum over sampled rows and columns of moment * (w - w in the format)**2, per format.
 
-    moments: sums of squares of what the columns multiply, [K], per source tensor; a table that is only looked up has
-    none, and its columns count alike.
+    source: what files are written from. moments: sums of squares of what the columns multiply, [K], per source tensor;
+    a table that is only looked up has none, and its columns count alike.
     """
 
     def error(task: tuple[str, int, int]) -> list[float]:
         part, start, stop = task
-        rows = checkpoint.rows(part, start, stop)
+        rows = source.rows(part, start, stop)
         weigh = moments.get(part, np.ones(matrix.columns))
-        return [
-            float(((rows - dequantize(quantize(rows, form), form, matrix.columns)) ** 2 @ weigh).sum())
-            for form in formats
-        ]
+        return [float(((rows - as_stored(source, *task, form)) ** 2 @ weigh).sum()) for form in formats]
 
-    tasks = [(part, *cut) for part in matrix.parts for cut in _stretches(checkpoint.tensors[part].shape[0])]
+    tasks = [(part, *cut) for part in matrix.parts for cut in _stretches(source.tensors[part].shape[0])]
     totals = [math.fsum(found) for found in zip(*pool.map(error, tasks), strict=True)]
     return dict(zip(formats, totals, strict=True))
 

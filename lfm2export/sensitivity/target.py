@@ -22,6 +22,7 @@ from lfm2export.progress import Progress, silent
 from lfm2export.recipes import TABLES, Chosen, Options, Target
 from lfm2export.sensitivity import Rated, Sensitivity, measure_sensitivity, sequences_for, tokens_for
 from lfm2export.sensitivity.choice import Option, front
+from lfm2export.weights import WeightSource
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Selection:
 
 def select_formats(
     checkpoint: Checkpoint,
+    source: WeightSource,
     text: CalibrationText,
     options: Options,
     folder: Path,
@@ -91,6 +93,7 @@ def select_formats(
     """Measure the model on a part of `text` and choose formats for `options.target`.
 
     Args:
+        source: what the file is written from.
         folder: an empty one, the caller's to remove.
         file_bytes: of the file that has these formats, everything counted.
 
@@ -102,7 +105,14 @@ def select_formats(
     parameters = checkpoint.spec.num_parameters
     sequences = sequences_for(text.sequences, tokens_for(parameters))
     sensitivity = measure_sensitivity(
-        checkpoint, sequences, text.name, folder, quantizer=options.quantizer, threads=threads, progress=progress
+        checkpoint,
+        source,
+        sequences,
+        text.name,
+        folder,
+        quantizer=options.quantizer,
+        threads=threads,
+        progress=progress,
     )
     return select(sensitivity, options.target, parameters, options, file_bytes)
 

@@ -35,7 +35,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 def run(checkpoint: Checkpoint, forks: list[Fork], folder: Path, threads: int = 2) -> Forked:
     tokens = [[token % checkpoint.spec.vocab_size for token in one] for one in TOKENS]
-    return run_forks(checkpoint, forks, tokens, folder, threads=threads)
+    return run_forks(checkpoint, checkpoint, forks, tokens, folder, threads=threads)
 
 
 def whole_model(checkpoint: Checkpoint, fork: Fork | None) -> list[np.ndarray]:
@@ -101,6 +101,7 @@ def test_progress_ends_at_its_total(checkpoint: Checkpoint, tmp_path: Path) -> N
     forks = [Fork(matrix, FOUR) for matrix in matrices(checkpoint.spec)]
     run_forks(
         checkpoint,
+        checkpoint,
         forks,
         [one[:33] for one in [[token % 500 for token in row] for row in TOKENS]],
         tmp_path,
@@ -135,7 +136,7 @@ def test_a_matrix_that_loses_nothing_costs_nothing(tmp_path: Path) -> None:
 
 
 def rated(checkpoint: Checkpoint, folder: Path) -> Sensitivity:
-    return measure_sensitivity(checkpoint, TOKENS, "random", folder, quantizer="round", threads=2)
+    return measure_sensitivity(checkpoint, checkpoint, TOKENS, "random", folder, quantizer="round", threads=2)
 
 
 def test_every_format_of_every_matrix_is_rated(tmp_path: Path) -> None:
