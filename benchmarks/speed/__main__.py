@@ -39,7 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, help="begin no round that would probably end later")
     parser.add_argument("--make-only", action="store_true", help="make what is missing, measure nothing")
+    parser.add_argument("--table", action="store_true", help="write results/speed.md again from what is stored")
     options = parser.parse_args(arguments)
+    if options.table:
+        write_table()
+        return 0
     chosen = [by_name(name) for name in options.contender or [c.name for c in CONTENDERS]]
     try:
         made = {contender.name: (contender, make(contender, options.work, options.size)) for contender in chosen}
@@ -50,9 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
             sizes = {name: sum(f.stat().st_size for f in files(*found)) for name, found in made.items()}
             head = store.Head(machine(), options.threads, read_bandwidth(options.threads), versions(), sizes)
             store.add(options.size, head, records)
-            text = render({size: store.read(size) for size in store.sizes()})
-            (store.RESULTS / "speed.md").write_text(text, encoding="utf-8")
-            print(text)
+            write_table()
     except Lfm2ExportError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
@@ -69,6 +71,13 @@ def make(contender: Contender, work: Path, size: str) -> Path:
         print(f"making {path}", file=sys.stderr, flush=True)
         contender.make(checkpoint, path)
     return path
+
+
+def write_table() -> None:
+    """results/speed.md, and on stdout."""
+    text = render({size: store.read(size) for size in store.sizes()})
+    (store.RESULTS / "speed.md").write_text(text, encoding="utf-8")
+    print(text)
 
 
 def versions() -> dict[str, str]:

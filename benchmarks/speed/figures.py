@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from benchmarks.speed.rounds import Record
+from benchmarks.speed.rounds import DISTURBED, Record
 from lfm2export.bench.results import Spread, spread
 
 Metric = Literal["prefill", "decode"]
@@ -40,14 +40,15 @@ def target(peer: str, metric: Metric, context: int) -> float | None:
 
 
 def rates(records: Sequence[Record], contender: str, context: int, metric: Metric) -> dict[int, float]:
-    """Tokens a second by round."""
-    found = {}
+    """Tokens a second by round; disturbed rounds count only where every round was."""
+    found, calm = {}, set()
     for record in records:
         for run in record.runs:
             if (record.contender, run.context) == (contender, context):
                 prefill, decode = context / run.first_token_seconds, run.decoded / run.decode_seconds
                 found[record.round] = prefill if metric == "prefill" else decode
-    return found
+                calm |= {record.round} if (record.others or 0.0) <= DISTURBED else set()
+    return {number: value for number, value in found.items() if number in calm or not calm}
 
 
 def rate(records: Sequence[Record], contender: str, context: int, metric: Metric) -> Spread | None:

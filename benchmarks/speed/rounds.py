@@ -22,6 +22,9 @@ from lfm2export.bench.run import warm
 DISTURBED = 0.03
 ATTEMPTS = 3
 
+#: Seconds for which a run waits, at most, until others leave the cores alone.
+PATIENCE = 120.0
+
 
 @dataclass(frozen=True)
 class Record:
@@ -75,6 +78,7 @@ def _undisturbed(contender: Contender, path: Path, request: Mapping[str, Any], n
 def _measure(contender: Contender, path: Path, request: Mapping[str, Any], number: int) -> Record:
     program, asked = command(contender, path, request)
     warm(files(contender, path))
+    wait_for_calm(PATIENCE)
     busy, begin = busy_seconds(), time.perf_counter()
     before = os.times()
     done = subprocess.run(
@@ -89,6 +93,17 @@ def _measure(contender: Contender, path: Path, request: Mapping[str, Any], numbe
         raise PeerError(f"{contender.name}: {answer.get('error') or done.stderr.strip()[-1000:] or done.returncode}")
     runs = tuple(Run(**run) for run in answer["runs"])
     return Record(contender.name, number, Loaded(**answer["loaded"]), runs, others)
+
+
+def wait_for_calm(patience: float) -> None:
+    """Return after a second in which the cores had nothing to do, or when `patience` seconds are over."""
+    end = time.perf_counter() + patience
+    while time.perf_counter() < end:
+        busy, begin = busy_seconds(), time.perf_counter()
+        time.sleep(1.0)
+        now = busy_seconds()
+        if busy is None or now is None or others_share(now - busy, 0.0, time.perf_counter() - begin) <= DISTURBED:
+            return
 
 
 def others_share(busy: float, own: float, wall: float) -> float:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -52,6 +54,12 @@ def test_what_was_not_measured_is_none() -> None:
     assert figures.peak([unknown], "ours", "anonymous") is None and figures.loaded_resident([unknown], "ours") is None
 
 
+def test_disturbed_rounds_count_only_where_every_round_was() -> None:
+    loud = [replace(found, others=0.5) for found in RECORDS]
+    assert figures.rates(loud, "ours", 128, "decode").keys() == {0, 1, 2}
+    assert figures.rates([*loud[:4], *RECORDS[4:]], "ours", 128, "decode").keys() == {2}
+
+
 def test_targets() -> None:
     assert figures.target("llama-Q4_K_M", "decode", 128) == 1.3
     assert figures.target("llama-Q4_K_M", "decode", 4096) == 1.5
@@ -84,6 +92,7 @@ def test_rounds_take_turns_and_our_worker_answers(tmp_path: Path, monkeypatch: p
     """Two contenders that are both a stand-in of ours."""
     folder = write_standin(tmp_path, name="model_q4.onnx")
     monkeypatch.setattr(rounds, "ATTEMPTS", 1)
+    monkeypatch.setattr(rounds, "PATIENCE", 0.0)
     seen: list[Record] = []
     made = {name: (Contender(name, "ours", name, lambda source, out: None), folder) for name in ("a", "b")}
     records = measure_rounds(made, REQUEST, 2, on_record=seen.append)
@@ -119,6 +128,23 @@ def test_others_on_the_cores_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "usable_cores", lambda: 2)
     assert rounds.others_share(busy=15.0, own=12.0, wall=10.0) == pytest.approx(0.15)
     assert rounds.others_share(busy=12.0, own=12.1, wall=10.0) == 0.0
+
+
+def test_a_run_waits_until_the_cores_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Busy for two seconds, then idle; and patience ends where they are never left alone."""
+    monkeypatch.setattr(rounds, "usable_cores", lambda: 1)
+    clock = [0.0]
+    monkeypatch.setattr(rounds, "time", SimpleNamespace(perf_counter=lambda: clock[0], sleep=lambda s: advance(s)))
+    monkeypatch.setattr(rounds, "busy_seconds", lambda: min(clock[0], 2.0))
+
+    def advance(seconds: float) -> None:
+        clock[0] += seconds
+
+    rounds.wait_for_calm(60.0)
+    assert clock[0] == 3.0
+    monkeypatch.setattr(rounds, "busy_seconds", lambda: clock[0])
+    rounds.wait_for_calm(10.0)
+    assert clock[0] == 13.0
 
 
 def test_a_worker_that_fails_is_named(tmp_path: Path) -> None:
