@@ -2,8 +2,9 @@
 
 Half of the sequences start from the start token alone, half where the chat template lets a user begin to speak, at
 temperature 1, without a filter: the model's own distribution, rare tokens included. All rows of a half grow together,
-one token a step, on the reference's cache. A step reads every weight once, from memory or (streamed) from disk:
-16,384 tokens take 256 steps.
+one token a step, on the reference's cache. A step reads every weight once, from memory or (streamed) from disk, and
+16,384 tokens take 255 steps for each half: 15 seconds of one core for the shipped model, and at full size as long as
+reading the checkpoint 510 times.
 """
 
 from __future__ import annotations

@@ -33,6 +33,9 @@ ROUNDS = 2
 #: Columns that are reconsidered between two products with all of H.
 BLOCK = 64
 
+#: Float32 numbers of A that are in memory at once: at 336 blocks a row, the A of 37 rows.
+PARABOLAS = 1 << 22
+
 #: Added to A's diagonal as a share of its mean, so that a block of zero codes has a scale.
 RIDGE = 1e-6
 
@@ -58,7 +61,10 @@ def descend(
     start = _objective(_error(w, codes, scales, size), moments, shift)
     by_weight = moments @ w + shift * w
     for _ in range(rounds):
-        scales = _refitted(codes, scales, by_weight, moments, shift, size)
+        step = max(1, PARABOLAS // count**2)
+        cuts = [slice(first, first + step) for first in range(0, rows, step)]
+        refitted = [_refitted(codes[:, c], scales[:, c], by_weight[:, c], moments, shift, size) for c in cuts]
+        scales = torch.cat(refitted, dim=1)
         codes, objective = _reconsidered(w, codes, scales, zero, format, moments, shift)
     worse = objective > start
     found = (codes.view(count, size, rows) + zero[:, None]).to(torch.uint8).permute(2, 0, 1).numpy()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lfm2export.quant import QuantizedBlocks, dequantize, quantize
+from lfm2export.quant import QuantizedBlocks, dequantize, descent, quantize
 from lfm2export.quant.descent import descend
 from lfm2export.quant.gptq import DAMPING, factorize, quantize_gptq
 from lfm2export.weights import BlockFormat
@@ -85,6 +85,19 @@ def test_rows_do_not_depend_on_each_other() -> None:
     alone = descend(weight[3:7], part, format, hessian, DAMPING)
     np.testing.assert_allclose(
         dequantize(alone, format, 96), dequantize(whole, format, 96)[3:7], atol=1e-3 * float(np.abs(weight).max())
+    )
+
+
+def test_memory_is_bounded_by_a_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scales are refitted for some rows at a time; how many is no matter."""
+    weight, hessian = problem(9, 96)
+    format = BlockFormat(4, 32, symmetric=False)
+    blocks = quantize(weight, format)
+    whole = descend(weight, blocks, format, hessian, DAMPING)
+    monkeypatch.setattr(descent, "PARABOLAS", 2 * 3 * 3)
+    parted = descend(weight, blocks, format, hessian, DAMPING)
+    np.testing.assert_allclose(
+        dequantize(parted, format, 96), dequantize(whole, format, 96), atol=1e-3 * float(np.abs(weight).max())
     )
 
 
