@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lfm2export.calibrate.activations import Scratch, output_error, second_moments
 from lfm2export.quant import QuantizedBlocks, dequantize, quantize
 from lfm2export.quant.blocks import take_rows
-from lfm2export.quant.descent import descend
+from lfm2export.quant.descent import descend, rounds_for
 from lfm2export.quant.gptq import DAMPING, Factor, FactorError, factorize, quantize_gptq
 from lfm2export.quant.moved import beyond
 from lfm2export.quant.search import quantize_search
@@ -101,8 +101,9 @@ def quantize_matrix(
         found["weighted"] = keep_within(weight, format, quantize_search(weight, format, importance), found["plain"])
         if factor is not None:
             found["gptq"] = keep_within(weight, format, quantize_gptq(weight, format, factor), found["weighted"])
-            refined = descend(weight, found["gptq"], format, moments, damping)
-            found["descent"] = keep_within(weight, format, refined, found["gptq"])
+            if rounds := rounds_for(columns):
+                refined = descend(weight, found["gptq"], format, moments, damping, rounds)
+                found["descent"] = keep_within(weight, format, refined, found["gptq"])
         tried = {
             method: _Tried(blocks, output_error(weight - dequantize(blocks, format, columns), judged))
             for method, blocks in found.items()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lfm2export.quant import QuantizedBlocks, dequantize, descent, quantize
-from lfm2export.quant.descent import descend
+from lfm2export.quant.descent import descend, rounds_for
 from lfm2export.quant.gptq import DAMPING, factorize, quantize_gptq
 from lfm2export.weights import BlockFormat
 from matmulnbits import read_by_onnxruntime
@@ -99,6 +99,11 @@ def test_memory_is_bounded_by_a_few_rows(monkeypatch: pytest.MonkeyPatch) -> Non
     np.testing.assert_allclose(
         dequantize(parted, format, 96), dequantize(whole, format, 96), atol=1e-3 * float(np.abs(weight).max())
     )
+
+
+def test_the_widest_matrices_go_without() -> None:
+    """Those of the released shapes: 1,024 to 2,048 columns, and w2's 4,608 to 10,752."""
+    assert [rounds_for(columns) for columns in (256, 1024, 2048, 4608, 6912, 10752)] == [2, 2, 2, 1, 0, 0]
 
 
 def test_zero_rows_and_columns_stay_zero() -> None:
