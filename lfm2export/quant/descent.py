@@ -28,7 +28,7 @@ from lfm2export.weights import BlockFormat
 Array = NDArray[np.float32]
 
 #: (columns up to, rounds): on matrices of a trained model the first round takes 5 % off GPTQ's objective, three take 6
-#: to 7 %. A round costs some 14 K**2 operations a row: 12 s of one core for 195 rows of 10,752 columns, hours for a model.
+#: to 7 %. A round costs some 14 K**2 operations a row: 12 s of one core for 195 rows of 10,752 columns.
 ROUNDS = ((2048, 2), (4608, 1))
 
 #: Columns that are reconsidered between two products with all of H.
