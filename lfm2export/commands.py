@@ -250,12 +250,14 @@ def run_generate(
     **sampling: Any,
 ) -> None:
     """Open the artifact and answer: one prompt, every line of a conversation, or a plain continuation."""
+    from lfm2export.artifact import find_model
     from lfm2export.generation.chat import Conversation, stream
     from lfm2export.generation.defaults import read_defaults
     from lfm2export.generation.text import ChatTokenizer
     from lfm2export.generation.tools import read_tools
     from lfm2export.runtime import BufferedModel, OnnxModel
 
+    find_model(folder, dtype)  # before anything else of the folder is read: it says what an artifact is
     functions = read_tools(tools) if tools is not None else None
     if raw and (chat or system or functions):
         raise PromptError("--raw continues plain text; leave out --chat, --system and --tools, or leave out --raw")
