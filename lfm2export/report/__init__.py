@@ -41,8 +41,10 @@ def write_report(folder: Path, result: Verification, *, junit_file: Path | None 
     """
     asked, chosen = read_consumers(folder), read_formats(folder)
     try:
+        written = write_parity(result, folder)
+        result = read_parity(written)  # with as many digits as the file, so that rendering again gives the same bytes
         return Report(
-            json=write_parity(result, folder),
+            json=written,
             markdown=_write(folder / markdown.FILE, markdown.render(result, asked, chosen)),
             html=_write(folder / page.FILE, page.render(result, facts.read_sizes(folder), asked, chosen)),
             card=_fill_card(folder / CARD, markdown.render_card(result)),
