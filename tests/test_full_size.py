@@ -9,6 +9,7 @@ from subprocess import run
 import numpy as np
 import pytest
 
+from benchmarks.processes import measure
 from lfm2export.inspection import inspect_artifact
 from lfm2export.runtime import OnnxModel
 from lfm2export.synth import write_synth
@@ -42,3 +43,18 @@ def test_350m_q4_is_small_and_runs(source: Path, tmp_path: Path, table_bits: str
         assert np.isfinite(logits).all()
         assert 0.5 < logits.std() < 10
         tokens = logits[:, -1].argmax(-1, keepdims=True)
+
+
+def test_350m_bytes_do_not_depend_on_processes_and_memory_is_bounded(source: Path, tmp_path: Path) -> None:
+    """One thread computes everything after the trace; two processes begin during it, and take 150 MB more at most."""
+    files, memory = [], []
+    for threads in ("1", "2"):
+        out = tmp_path / threads
+        command = [sys.executable, "-m", "lfm2export.cli", "build", str(source), "-o", str(out), "--threads", threads]
+        used = measure([*command, "--quiet", "--no-verify"])
+        assert used.exit_code == 0, used.output
+        files.append({path.name: path.read_bytes() for path in (out / "onnx").iterdir()})
+        memory.append(used.peak_anonymous_bytes)
+    assert files[0] == files[1]
+    assert memory[1] < memory[0] + 150e6
+    assert max(memory) < 700e6
