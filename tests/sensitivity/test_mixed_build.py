@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -45,17 +46,22 @@ def held(folder: Path, name: str) -> dict[str, BlockFormat]:
     return {key.removesuffix(".codes"): one.format for key, one in stored.items() if one.format is not None}
 
 
+def said(manifest: dict[str, Any]) -> dict[str, BlockFormat]:
+    """The same as build.json has it."""
+    rows = manifest["formats"]["matrices"]
+    return {row["name"]: BlockFormat(row["bits"], row["block_size"], row["symmetric"]) for row in rows}
+
+
 def test_files_fit_and_hold_what_the_manifest_says(artifact: Path) -> None:
     manifest = json.loads((artifact / "build.json").read_text())
     for dtype in ("q4", "q4f16"):
         assert manifest["models"][dtype]["bytes"] <= MEGABYTES * 1e6
         assert manifest["recipe"][dtype]["body"] == manifest["recipe"][dtype]["table"] == "by matrix"
     assert manifest["models"]["q4"]["bytes"] > 0.95 * MEGABYTES * 1e6
-    rows = manifest["formats"]["matrices"]
-    said = {row["name"]: BlockFormat(row["bits"], row["block_size"], row["symmetric"]) for row in rows}
-    assert held(artifact, "model_q4.onnx") == held(artifact, "model_q4f16.onnx") == said
-    assert [row["name"] for row in rows] == [matrix.name for matrix in matrices(parse_spec(read_config(artifact)))]
-    assert {form.bits for form in said.values()} == {4, 8} and len(set(said.values())) > 2
+    formats = said(manifest)
+    assert held(artifact, "model_q4.onnx") == held(artifact, "model_q4f16.onnx") == formats
+    assert list(formats) == [matrix.name for matrix in matrices(parse_spec(read_config(artifact)))]
+    assert {form.bits for form in formats.values()} == {4, 8} and len(set(formats.values())) > 2
     assert set(held(artifact, "model_quantized.onnx").values()) == {BlockFormat(8, 32, symmetric=True)}
     assert not (artifact / ".calibration").exists()
 
@@ -77,12 +83,14 @@ def test_the_choice_does_not_depend_on_the_number_of_threads(source: Path, tmp_p
     assert digests(one) == digests(three)
 
 
-def test_calibrated_matrices_have_the_chosen_formats(source: Path, artifact: Path, tmp_path: Path) -> None:
+def test_calibrated_matrices_have_the_chosen_formats(source: Path, tmp_path: Path) -> None:
     options = Options(target=OPTIONS.target, quantizer="round", calibration=Calibration(tokens=2048))
     folder = build(str(source), options=options, out=tmp_path / "out").folder
-    assert held(folder, "model_q4.onnx") == held(artifact, "model_q4.onnx")
-    recipe = json.loads((folder / "build.json").read_text())["recipe"]["q4"]
-    assert recipe["calibration"] is not None
+    manifest = json.loads((folder / "build.json").read_text())
+    assert held(folder, "model_q4.onnx") == said(manifest)
+    assert len(set(said(manifest).values())) > 2
+    assert manifest["recipe"]["q4"]["calibration"] is not None
+    assert manifest["models"]["q4"]["bytes"] <= MEGABYTES * 1e6
     assert verify_artifact(folder, reference=source, dtypes=("q4",), quick=True).passed
 
 
