@@ -43,34 +43,50 @@ def step_inputs(
     batch, new = tokens.shape
     if new == 0:
         raise StepError("a step got no tokens, expected at least one per row; give a prompt that is not empty")
-    mask = np.ones_like(tokens) if attention_mask is None else np.ascontiguousarray(attention_mask, np.int64)
-    if mask.shape != tokens.shape or not np.isin(mask, (0, 1)).all():
-        raise StepError(f"attention_mask has shape {mask.shape}, expected zeros and ones of shape {tokens.shape}")
     has_past = past_mask.shape[1] > 0
-    if has_past and not mask.all():
-        raise StepError("a pad was given after the first step; padding is exact only in the first step of a state")
     if has_past and new > 1 and batch > 1:
         raise StepError(
             f"{new} tokens for each of {batch} rows after the first step: GroupQueryAttention takes several new tokens "
             "with a past for one row only; feed them one at a time, or each row alone"
         )
-    if not mask.any(axis=1).all():
-        raise StepError(f"row {int(np.argmin(mask.any(axis=1)))} is all padding; give each row at least one token")
-    used = tokens[mask == 1]
-    if used.min() < 0 or used.max() >= spec.vocab_size:
-        worst = int(used.min() if used.min() < 0 else used.max())
-        raise StepError(f"token {worst} is outside the vocabulary of {spec.vocab_size}; use this model's own tokenizer")
-    tokens = np.where(mask == 1, tokens, 0)
     past = past_mask.sum(axis=1, keepdims=True)
-    longest = int((past + mask.sum(axis=1, keepdims=True)).max())
+    if attention_mask is None:  # every step of a generation: what a mask asks for would double the loop's own time
+        mask = np.ones_like(tokens)
+        used = tokens
+        positions = past + np.arange(new)
+    else:
+        mask = _checked_mask(tokens, attention_mask, has_past=has_past)
+        used = tokens[mask == 1]
+        tokens = np.where(mask == 1, tokens, 0)
+        positions = np.where(mask == 1, past + np.cumsum(mask, axis=1) - 1, 0)
+    smallest, largest = int(used.min()), int(used.max())
+    if smallest < 0 or largest >= spec.vocab_size:
+        worst = smallest if smallest < 0 else largest
+        raise StepError(f"token {worst} is outside the vocabulary of {spec.vocab_size}; use this model's own tokenizer")
+    longest = int(positions.max()) + 1
     if longest > spec.max_position_embeddings:
         raise StepError(
             f"{longest} tokens exceed the context length {spec.max_position_embeddings}; shorten the prompt or answer"
         )
-    positions = np.where(mask == 1, past + np.cumsum(mask, axis=1) - 1, 0)
     whole = np.concatenate([past_mask, mask], axis=1)
     feeds = {contract.INPUT_IDS: tokens, contract.ATTENTION_MASK: whole, contract.POSITION_IDS: positions}
     return feeds, whole
+
+
+def _checked_mask(tokens: Tokens, attention_mask: Mask, *, has_past: bool) -> Mask:
+    """The mask [B, S] of a step's new tokens.
+
+    Raises:
+        StepError: another shape, other numbers than 0 and 1, a pad after the first step, or a row without a token.
+    """
+    mask = np.ascontiguousarray(attention_mask, np.int64)
+    if mask.shape != tokens.shape or not np.isin(mask, (0, 1)).all():
+        raise StepError(f"attention_mask has shape {mask.shape}, expected zeros and ones of shape {tokens.shape}")
+    if has_past and not mask.all():
+        raise StepError("a pad was given after the first step; padding is exact only in the first step of a state")
+    if not mask.any(axis=1).all():
+        raise StepError(f"row {int(np.argmin(mask.any(axis=1)))} is all padding; give each row at least one token")
+    return mask
 
 
 def next_token_logits(logits: Logits, attention_mask: Mask | None = None) -> Logits:
