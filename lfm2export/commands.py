@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lfm2export.generation.loop import Generated
     from lfm2export.generation.sampling import Sampler
     from lfm2export.inspection import Inspection
-    from lfm2export.recipes import Calibration, Target
+    from lfm2export.recipes import Calibration, ProfileName, Target
 
 
 def run_build(
@@ -32,7 +32,8 @@ def run_build(
     force: bool,
     threads: int | None,
     quiet: bool,
-    block_size: str,
+    profile: ProfileName,
+    block_size: str | None,
     table_bits: str,
     target_bpw: float | None,
     target_size: float | None,
@@ -44,13 +45,14 @@ def run_build(
 ) -> bool:
     """Build, say in a few lines what was made, and verify it; whether it is good."""
     from lfm2export.pipeline import build
-    from lfm2export.recipes import Options
+    from lfm2export.recipes import profiled
 
     if source is None:
         click.echo("No SOURCE given: exporting the small model that ships with this package.")
-    chosen = Options(
-        block_size=int(block_size),
-        table_bits=int(table_bits),  # type: ignore[arg-type]
+    chosen = profiled(
+        profile,
+        block_size=int(block_size) if block_size is not None else None,
+        table_bits=int(table_bits),
         calibration=_calibration(calibrate, calibration_text, calibration_tokens, bool(target_bpw or target_size)),
         target=_target(target_bpw, target_size, calibration_text),
         **options,

@@ -7,14 +7,15 @@ into passes. Nothing here imports more than data, so that a bad option is refuse
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from lfm2export.contract import LogitsMode
 from lfm2export.errors import Lfm2ExportError
 from lfm2export.weights import BlockFormat, Quantizer
 
 LookupKind = Literal["portable", "gather_block_quantized"]
+ProfileName = Literal["web", "cpu"]
 
 #: A matrix as files store it -> its format. A matrix is named by its parts: source tensors in the order of their stack.
 Chosen = Mapping[tuple[str, ...], BlockFormat]
@@ -102,6 +103,20 @@ class Options:
                 "GatherBlockQuantized cannot read this table's zero points; add --symmetric, use --table-bits 8, "
                 "or leave the lookup portable"
             )
+
+
+#: What `--profile` chooses where no option says otherwise; what decided each is in README "Which profile". Both run
+#: everywhere; what else was measured (packing, lookup, bits of the table) favours the same for both.
+PROFILES: Mapping[ProfileName, Options] = {"web": Options(block_size=32), "cpu": Options(block_size=128)}
+
+
+def profiled(profile: ProfileName, **explicit: Any) -> Options:
+    """The options of `profile`, with those of `explicit` that are not None in their place.
+
+    Raises:
+        Lfm2ExportError: as Options.
+    """
+    return replace(PROFILES[profile], **{name: value for name, value in explicit.items() if value is not None})
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from lfm2export.passes import Pass, cleanup
 from lfm2export.passes.matching import Firing
 from lfm2export.passes.precision import precision_passes
 from lfm2export.pipeline import check_contract, dtype_graph
-from lfm2export.recipes import BLOCK_SIZES, RECIPES, TABLE_BITS, Options, body_format, table_format
+from lfm2export.recipes import BLOCK_SIZES, RECIPES, TABLE_BITS, Options, body_format, profiled, table_format
 from lfm2export.spec import CONV, FULL_ATTENTION, ModelSpec
 from lfm2export.stack import stack
 from lfm2export.weights import RECIPE, BlockFormat, Recipe
@@ -244,3 +244,10 @@ def test_a_graph_of_another_dtype_breaks_the_contract(dtype: str) -> None:
     other = "fp32" if RECIPES[dtype].half else "fp16"
     with pytest.raises(GraphError, match=rf"{other}: input is \('past_conv\.0', 'FLOAT(16)?', .*the contract says"):
         check_contract(model, spec, other, "last")
+
+
+def test_a_profile_chooses_and_an_option_overrides_it() -> None:
+    assert profiled("web") == Options() and profiled("cpu") == Options(block_size=128)
+    assert profiled("cpu", block_size=64, table_bits=None, symmetric=True) == Options(block_size=64, symmetric=True)
+    with pytest.raises(Lfm2ExportError, match="block size is 48"):
+        profiled("cpu", block_size=48)
