@@ -22,14 +22,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lfm2export.checkpoint import Checkpoint, StoredTensor
 from lfm2export.matrices import matrices
 from lfm2export.pieces import row_ranges
 from lfm2export.pool import Pool
 from lfm2export.quant import QuantizedBlocks, quantize
 from lfm2export.quant.blocks import code_bytes
 from lfm2export.recipes import Options, formats
-from lfm2export.weights import BlockFormat
+from lfm2export.spec import ModelSpec
+from lfm2export.weights import BlockFormat, SourceTensor, WeightSource
 
 #: Smaller models are done before processes have started.
 FEW = 64_000_000
@@ -47,27 +47,27 @@ class Rows:
 
 @dataclass(frozen=True)
 class Ahead:
-    """A `weights.WeightSource` over `checkpoint` that has some rows in blocks already.
+    """A `weights.WeightSource` over `source` that has some rows in blocks already.
 
     held: rows -> the name of their file in `folder`, and what of them did not fit float16.
     """
 
-    checkpoint: Checkpoint
+    source: WeightSource
     folder: Path
     held: dict[Rows, tuple[int, int, float]] = field(default_factory=dict)
 
     @property
-    def tensors(self) -> Mapping[str, StoredTensor]:
-        return self.checkpoint.tensors
+    def tensors(self) -> Mapping[str, SourceTensor]:
+        return self.source.tensors
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
-        return self.checkpoint.rows(name, start, stop)
+        return self.source.rows(name, start, stop)
 
     def prepared(self, name: str, start: int, stop: int, format: BlockFormat) -> QuantizedBlocks | None:
-        """The blocks of these rows, if their turn came while the graph was traced."""
+        """The blocks of these rows, if their turn came while the graph was traced; else what `source` says."""
         found = self.held.get(Rows(name, start, stop, format))
         if found is None:
-            return None
+            return self.source.prepared(name, start, stop, format)
         number, saturated, largest = found
         rows, blocks = stop - start, format.blocks(self.tensors[name].shape[1])
         stored = np.fromfile(self.folder / str(number), np.uint8)
@@ -85,14 +85,16 @@ class Ahead:
 class QuantizeRows:
     """The job of a worker: quantize the rows of one number into the file of that name."""
 
-    checkpoint: Checkpoint
+    source: WeightSource
     wanted: Sequence[Rows]
     folder: Path
 
     def __call__(self, number: int) -> tuple[int, float]:
         """(saturated, largest) as in `QuantizedBlocks`."""
         rows = self.wanted[number]
-        blocks = quantize(self.checkpoint.rows(rows.part, rows.start, rows.stop), rows.format)
+        blocks = self.source.prepared(rows.part, rows.start, rows.stop, rows.format)
+        if blocks is None:
+            blocks = quantize(self.source.rows(rows.part, rows.start, rows.stop), rows.format)
         with (self.folder / str(number)).open("wb") as file:
             for array in (blocks.codes, blocks.scales, blocks.zero_points):
                 if array is not None:
@@ -100,35 +102,35 @@ class QuantizeRows:
         return blocks.saturated, blocks.largest
 
 
-def foreseen(checkpoint: Checkpoint, dtypes: Sequence[str], options: Options) -> list[Rows]:
+def foreseen(source: WeightSource, spec: ModelSpec, dtypes: Sequence[str], options: Options) -> list[Rows]:
     """What the files of `dtypes` will hold in blocks, matrix by matrix; 4 bits first, for two files share them."""
     found: dict[Rows, None] = {}
     for dtype in reversed(dtypes):
         blocks = formats(dtype, options)
-        for matrix in matrices(checkpoint.spec):
+        for matrix in matrices(spec):
             block = blocks.of(matrix.parts)
             for part in matrix.parts if block is not None else ():
-                for start, stop in row_ranges(checkpoint.tensors[part].shape):
+                for start, stop in row_ranges(source.tensors[part].shape):
                     found[Rows(part, start, stop, block)] = None  # type: ignore[arg-type]
     return list(found)
 
 
 @contextmanager
 def quantized_ahead(
-    checkpoint: Checkpoint, dtypes: Sequence[str], options: Options, folder: Path, workers: int
+    source: WeightSource, spec: ModelSpec, dtypes: Sequence[str], options: Options, folder: Path, workers: int
 ) -> Iterator[Ahead]:
     """Quantize in `workers` processes while the block runs; `folder` is created, and is the caller's to remove.
 
     Whatever goes wrong here, the writer meets as well, and says it in the order of the file.
     """
-    found = Ahead(checkpoint, folder)
-    wanted = foreseen(checkpoint, dtypes, options)
-    if workers < 1 or not wanted or checkpoint.spec.num_parameters < FEW:
+    found = Ahead(source, folder)
+    wanted = foreseen(source, spec, dtypes, options)
+    if workers < 1 or not wanted or spec.num_parameters < FEW:
         yield found
         return
     folder.mkdir()
     numbers, lock, stopped = iter(range(len(wanted))), threading.Lock(), threading.Event()
-    with Pool(workers, QuantizeRows(checkpoint, wanted, folder)) as pool, ThreadPoolExecutor(workers) as threads:
+    with Pool(workers, QuantizeRows(source, wanted, folder)) as pool, ThreadPoolExecutor(workers) as threads:
 
         def drain() -> None:
             while not stopped.is_set():

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lfm2export.checkpoint import Checkpoint
     from lfm2export.hub import ResolvedSource
     from lfm2export.sensitivity.target import Selection
+    from lfm2export.weights import WeightSource
     from lfm2export.writer import WrittenModel
 
 MODELS_FOLDER = "onnx"
@@ -102,7 +103,8 @@ def build(
         from lfm2export.writer import write_model  # torch takes seconds to import: not before the input is known good
 
         settled = dtypes if text is None else [dtype for dtype in dtypes if not _is_mixed(dtype)]
-        with quantized_ahead(checkpoint, settled, options, folder / AHEAD_FOLDER, threads - 1) as ahead:
+        weights = _weights(checkpoint, dtypes if options.calibration is None else settled, options)
+        with quantized_ahead(weights, spec, settled, options, folder / AHEAD_FOLDER, threads - 1) as ahead:
             fused = fused_graph(spec, options.logits)
         (folder / MODELS_FOLDER).mkdir()
         scratch = folder / SCRATCH_FOLDER
@@ -113,8 +115,8 @@ def build(
         for dtype in dtypes:
             graph = dtype_graph(fused, spec, dtype, options, chosen)
             path = folder / MODELS_FOLDER / contract.MODEL_FILES[dtype]
-            weights = calibrated.store if calibrated is not None and _is_mixed(dtype) else ahead
-            models[dtype] = write_model(graph, weights, path, threads=threads, progress=_staged(progress, dtype))
+            held = calibrated.store if calibrated is not None and _is_mixed(dtype) else ahead
+            models[dtype] = write_model(graph, held, path, threads=threads, progress=_staged(progress, dtype))
         for used in (SCRATCH_FOLDER, AHEAD_FOLDER):
             shutil.rmtree(folder / used, ignore_errors=True)
         provenance = Provenance(
@@ -158,6 +160,15 @@ def _check_mixed(dtypes: Sequence[str], options: Options) -> None:
             raise Lfm2ExportError(
                 f"{option} is for q4 and q4f16, and only {', '.join(dtypes)} is built; add --dtype q4, or leave it out"
             )
+
+
+def _weights(checkpoint: Checkpoint, dtypes: Sequence[str], options: Options) -> WeightSource:
+    """What files of `dtypes` are written from: where 4 bits are searched, layer 0 weighed by what the table shows."""
+    if options.quantizer != "search" or not any(_is_mixed(dtype) for dtype in dtypes):
+        return checkpoint
+    from lfm2export.first_layer import Weighted, first_layer_importance
+
+    return Weighted(checkpoint, first_layer_importance(checkpoint, checkpoint.spec))
 
 
 def _text(checkpoint: Checkpoint, options: Options, progress: Progress) -> CalibrationText | None:

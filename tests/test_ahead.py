@@ -30,7 +30,7 @@ def test_what_is_foreseen_is_what_the_writer_asks_for(tiny_source: Path) -> None
         for piece in cut(slots, checkpoint):
             if (block := piece.slots[0].recipe.block) is not None:
                 asked.add(ahead.Rows(piece.part, piece.start, piece.stop, block))
-    found = foreseen(checkpoint, list(RECIPES), options)
+    found = foreseen(checkpoint, checkpoint.spec, list(RECIPES), options)
     assert asked and set(found) == asked
     assert len(found) == len(asked)
 
@@ -41,8 +41,8 @@ def test_prepared_blocks_are_the_quantizers_own(
 ) -> None:
     monkeypatch.setattr(ahead, "FEW", 0)
     checkpoint, options = open_checkpoint(tiny_source), Options(symmetric=symmetric)
-    wanted = foreseen(checkpoint, ["q8", "q4"], options)
-    with quantized_ahead(checkpoint, ["q8", "q4"], options, tmp_path / "ahead", 1) as found:
+    wanted = foreseen(checkpoint, checkpoint.spec, ["q8", "q4"], options)
+    with quantized_ahead(checkpoint, checkpoint.spec, ["q8", "q4"], options, tmp_path / "ahead", 1) as found:
         deadline = time.monotonic() + 60
         while len(found.held) < len(wanted) and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -93,7 +93,7 @@ def make_onnxruntime(maker: Onnxruntime, source: Path, folder: Path) -> Made:
 
     from onnxruntime.quantization import matmul_nbits_quantizer as theirs
 
-    logging.getLogger(theirs.__name__).setLevel(logging.WARNING)
+    logging.getLogger().setLevel(logging.WARNING)  # importing it makes every library say everything
     path = _float_body(source, folder)
     model = onnx.load(str(path))
     quantizer = theirs.MatMulNBitsQuantizer(

@@ -3,7 +3,9 @@
 A float32 weight is the source's; a float16 weight is its nearest float16 number. A weight in blocks is judged on the
 grid that its block has, whoever chose it: each code is the nearest point of that grid to its weight (so the error is at
 most half a scale wherever the grid reaches), and the block's squared error is not above plain rounding's, which bounds
-what a grid may leave out of its range. A wrong scale or zero point moves the grid off its codes, so it shows here.
+what a grid may leave out of its range. Layer 0 may have been searched with its columns weighed (`first_layer`): a block
+of it has to be at most plain rounding in its plain error or in the one that is weighed so. A wrong scale or zero point
+moves the grid off its codes, so it shows here.
 
 Damage is rare, a method is everywhere: where more than MOVED of a matrix's blocks break that rule, its codes were moved
 on purpose, as calibration does, and each block is held to the limits of `quant.moved` instead. A matrix that is wrong
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfm2export.checkpoint import Checkpoint
+from lfm2export.first_layer import first_layer_importance
 from lfm2export.progress import Progress, silent
 from lfm2export.quant.blocks import QuantizedBlocks, dequantize, unpack
 from lfm2export.quant.grid import HALF_MAX
@@ -29,6 +32,8 @@ from lfm2export.quant.moved import beyond
 from lfm2export.quant.rounding import quantize_round
 from lfm2export.verify.figures import WeightMeasure
 from lfm2export.verify.stored import Stored, StoredWeights
+
+Floats = NDArray[np.float32]
 
 #: Float32 values in a piece: what is made of it stays in a core's cache.
 PIECE = 1 << 17
@@ -53,16 +58,17 @@ def measure_weights(
         SourceError: the checkpoint's cannot.
     """
     total = sum(math.prod(weight.shape) for weight in stored.weights.values())
+    importance = first_layer_importance(checkpoint, checkpoint.spec)
     done, found = 0, []
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-        for measure in pool.map(lambda weight: _measure(weight, checkpoint), stored.weights.values()):
+        for measure in pool.map(lambda weight: _measure(weight, checkpoint, importance), stored.weights.values()):
             found.append(measure)
             done += math.prod(measure.shape)
             progress("weights", done, total, "values")
     return tuple(found)
 
 
-def _measure(stored: Stored, checkpoint: Checkpoint) -> WeightMeasure:
+def _measure(stored: Stored, checkpoint: Checkpoint, importance: Mapping[str, Floats]) -> WeightMeasure:
     wrong = worse = blocks = touched = moved = far = 0
     squared = total = largest = 0.0
     first: str | None = None
@@ -74,7 +80,7 @@ def _measure(stored: Stored, checkpoint: Checkpoint) -> WeightMeasure:
             source = np.pad(source, [(0, 0)] * (source.ndim - 1) + [(1, 0)])
         if stored.kind == "blocks":
             quantized = stored.blocks(offset + start, offset + stop)
-            bad, over = _block_faults(stored, quantized, source, values)
+            bad, over = _block_faults(stored, quantized, source, values, importance.get(part))
             worse += int(over.sum())
             assert stored.format is not None
             broken = over | _padded(bad, stored.format.block_size).any(axis=-1)
@@ -143,7 +149,7 @@ def _expected(stored: Stored, source: NDArray[np.float32]) -> NDArray[np.float32
 
 
 def _block_faults(
-    stored: Stored, blocks: QuantizedBlocks, source: NDArray[np.float32], values: NDArray[np.float32]
+    stored: Stored, blocks: QuantizedBlocks, source: Floats, values: Floats, importance: Floats | None
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """(codes that are not nearest [n, K], blocks that are worse than plain rounding's [n, G])."""
     form = stored.format
@@ -159,11 +165,20 @@ def _block_faults(
     np.clip(wanted + zero, 0, (1 << form.bits) - 1, out=wanted)
     far = ~(np.abs(wanted - codes) <= NEAREST)  # NaN is far from everything
     bad = far.reshape(len(source), -1)[:, :columns]
-    error = _block_error(weights, _padded(values, form.block_size))
     plain = dequantize(quantize_round(np.ascontiguousarray(source), form), form, columns)
-    floor = _block_error(weights, _padded(plain, form.block_size))
+    forms = [weights, _padded(values, form.block_size), _padded(plain, form.block_size)]
+    over = _worse(*forms)
+    if importance is not None and over.any():
+        root = _padded(np.sqrt(importance)[None], form.block_size)
+        over &= _worse(*(part * root for part in forms))
+    return bad, over
+
+
+def _worse(weights: Floats, values: Floats, plain: Floats) -> NDArray[np.bool_]:
+    """Blocks [n, G] where `values` [n, G, S] are further from the weights than `plain`."""
     tiny = (weights.astype(np.float64) ** 2).sum(axis=-1) * 1e-12
-    return bad, ~(error <= floor * NOT_WORSE + tiny)
+    floor = _block_error(weights, plain)
+    return ~(_block_error(weights, values) <= floor * NOT_WORSE + tiny)
 
 
 def _block_error(weights: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float64]:
