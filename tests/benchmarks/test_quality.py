@@ -34,6 +34,13 @@ from lfm2export.verify.text import Score
 VOCABULARY, CHUNK, FIRST = 11, 8, 4
 
 
+class Head:
+    """A reference whose last rows are its logits already."""
+
+    def logits(self, hidden: Logits) -> Logits:
+        return hidden
+
+
 def chunks(count: int = 5) -> list[ExpectedChunk]:
     random = np.random.default_rng(3)
     return [
@@ -41,6 +48,7 @@ def chunks(count: int = 5) -> list[ExpectedChunk]:
             tuple(random.integers(0, VOCABULARY, CHUNK).tolist()),
             FIRST,
             random.normal(size=(CHUNK - 1 - FIRST, VOCABULARY)).astype(np.float32),
+            Head(),  # type: ignore[arg-type]
         )
         for _ in range(count)
     ]
@@ -151,7 +159,7 @@ def test_figures_of_the_same_bytes_are_kept_and_of_others_are_not(
 def test_chunks_or_logits_that_differ_make_another_task() -> None:
     one, other = chunks(), chunks()
     assert run.task_of(one) == run.task_of(other)
-    other[2].logits[0, 0] += 1e-3
+    other[2].hidden[0, 0] += 1e-3
     assert run.task_of(one) != run.task_of(other)
 
 
