@@ -22,8 +22,8 @@ from lfm2export.hub import shipped_folder
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 
-#: Standard errors of ratios are then about 1.2 %.
-CHUNKS = 48
+#: Standard errors of ratios are then 1 to 2 %.
+CHUNKS = 24
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -90,6 +90,8 @@ class Method:
 
 ROUND_SYMMETRIC = "round symmetric g32"
 DEFAULT = "default q4"
+CALIBRATED = "calibrated g32"
+CALIBRATED_WIDE = "calibrated g128"
 VENDOR = "genai k_quant + int8 mix"
 
 #: Every ratio in the table is to this row.
@@ -107,6 +109,8 @@ METHODS: tuple[Method, ...] = (
     Method("round symmetric g128", Ours(("--quantizer", "round", "--symmetric", "--block-size", "128"))),
     Method("search g128", Ours(("--block-size", "128"))),
     Method("search g128, 4-bit table", Ours(("--block-size", "128", "--table-bits", "4"))),
+    Method(CALIBRATED, Ours(("--calibrate",))),
+    Method(CALIBRATED_WIDE, Ours(("--calibrate", "--block-size", "128"))),
     Method("q8", Ours(dtype="q8")),
     Method("onnxruntime RTN symmetric g32", Onnxruntime("DEFAULT", symmetric=True)),
     Method("onnxruntime RTN g32", Onnxruntime("DEFAULT")),
@@ -128,4 +132,9 @@ class Target:
     limit: float
 
 
-TARGETS: tuple[Target, ...] = (Target(DEFAULT, ROUND_SYMMETRIC, 0.78),)
+TARGETS: tuple[Target, ...] = (
+    Target(DEFAULT, ROUND_SYMMETRIC, 0.78),
+    Target(CALIBRATED, ROUND_SYMMETRIC, 0.60),
+    Target(CALIBRATED, ROUND_SYMMETRIC, 0.45),
+    Target(CALIBRATED_WIDE, ROUND_SYMMETRIC, 1.0),
+)
