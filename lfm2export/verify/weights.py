@@ -178,7 +178,8 @@ def _worse(weights: Floats, values: Floats, plain: Floats) -> NDArray[np.bool_]:
     """Blocks [n, G] where `values` [n, G, S] are further from the weights than `plain`."""
     tiny = (weights.astype(np.float64) ** 2).sum(axis=-1) * 1e-12
     floor = _block_error(weights, plain)
-    return ~(_block_error(weights, values) <= floor * NOT_WORSE + tiny)
+    result: NDArray[np.bool_] = ~(_block_error(weights, values) <= floor * NOT_WORSE + tiny)
+    return result
 
 
 def _block_error(weights: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float64]:
