@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from lfm2export import contract
 from lfm2export.errors import ConfigError, StepError, TensorError
 from lfm2export.reference import Run, chosen_mode, load_reference
-from lfm2export.reference.available import available_bytes
+from lfm2export.reference.available import available_bytes, give_back
 from tiny import write_tiny
 
 #: Logits reach 13 here. One product with other shapes (the head by parts, or on one row): 2.4e-6 at most, measured.
@@ -241,3 +243,14 @@ def test_the_mode_follows_the_room() -> None:
     assert chosen_mode(11, "memory", limit=40) == "memory"
     assert chosen_mode(1 << 50) == "stream"
     assert available_bytes() > 1 << 20
+
+
+def test_memory_is_given_back_or_kept_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    library = SimpleNamespace(malloc_trim=calls.append)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    give_back()
+    assert calls == [0]
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())  # another C library
+    give_back()
+    assert calls == [0]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+from contextlib import suppress
 from pathlib import Path
 
 #: (limit, use) of control groups, version 2 and 1.
@@ -21,6 +23,12 @@ def available_bytes() -> int:
         except (OSError, ValueError):
             continue  # not in such a group, or "max": no limit
     return max(0, min(free))
+
+
+def give_back() -> None:
+    """Return memory that is free to the system, where the C library keeps it (glibc): .3 GB after a session of 2.6B."""
+    with suppress(OSError, AttributeError, TypeError):  # another C library, which has no such function
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _machine() -> int:

@@ -16,6 +16,7 @@ import onnx
 from lfm2export.errors import StepError
 from lfm2export.generation.text import ChatTokenizer
 from lfm2export.progress import Progress
+from lfm2export.reference.available import give_back
 from lfm2export.reference.weights import Override, SourceWeights
 from lfm2export.runtime import OnnxModel
 from lfm2export.verify import judge, routes, text, variants
@@ -101,7 +102,9 @@ class FileChecks:
         stored = read_stored(self.model, self.path.parent, self.spec)
         self.found.measure(CheckName.WEIGHTS, lambda: self._weights(stored))
         own = None if self.exact else self._own(stored)
+        give_back()
         logits_mode = self._sessions(own, stored)
+        give_back()
         if self.plan.text is not None:
             self.found.measure(CheckName.TEXT, self._text)
         else:
@@ -157,7 +160,9 @@ class FileChecks:
                 self.found.measure(CheckName.ARITHMETIC, lambda: self._arithmetic(exact, own.prompts))
             self._routes(exact, Form.EXACT, own.long if own is not None else None)
             del exact
+            give_back()
         self.found.measure(CheckName.NORMS, lambda: self._norms(own, stored))
+        give_back()
         model = self._open(None, {}, "all")
         self.found.measure(CheckName.FILE, lambda: self._file(model, own.prompts if own is not None else None))
         self._routes(model, Form.SHIPPED, self.plan.expected_long if self.exact else None)
@@ -274,6 +279,7 @@ def text_measures(plan: Plan, folder: Path, path: Path, progress: Progress) -> l
         model = OnnxModel(folder, file=path, graph=every.SerializeToString(), threads=plan.threads)
         found.append(text.measure_text(text.by_prefill(model), plan.text, "prefill", progress))
         del model
+        give_back()
     model = OnnxModel(folder, file=path, threads=plan.threads)
     return [*found, text.measure_text(text.by_decode(model), plan.text, "decode", progress)]
 

@@ -17,6 +17,7 @@ from lfm2export.errors import ArtifactError, Lfm2ExportError
 from lfm2export.generation.defaults import read_defaults
 from lfm2export.progress import Progress, silent
 from lfm2export.reference import Mode, chosen_mode, load_reference, torch_threads
+from lfm2export.reference.available import give_back
 from lfm2export.runtime import OnnxModel
 from lfm2export.verify.expected import Expected, expect, expect_text, write
 from lfm2export.verify.figures import TextMeasures
@@ -170,6 +171,7 @@ def make_plan(
         expected_long = expect(reference, (), (), compared, cached=True, progress=progress)[1] if compared else None
     else:  # a streamed reference would read all its weights for every token: there the first file writes
         given, author = _answers(folder, files, prompts, scope.steps, threads, progress)
+        give_back()
         expected, expected_long = expect(reference, prompts, given, compared, cached=True, progress=progress)
     return Plan(
         folder=folder,
