@@ -108,7 +108,7 @@ def build(
             fused = fused_graph(spec, options.logits)
         (folder / MODELS_FOLDER).mkdir()
         scratch = folder / SCRATCH_FOLDER
-        selection = _selected(checkpoint, text, fused, dtypes, options, scratch, threads, progress)
+        selection = _selected(checkpoint, weights, text, fused, dtypes, options, scratch, threads, progress)
         chosen = selection.chosen if selection is not None else None
         calibrated = _calibrated(checkpoint, text, dtypes, options, chosen, scratch, threads, progress)
         models = {}
@@ -187,6 +187,7 @@ def _text(checkpoint: Checkpoint, options: Options, progress: Progress) -> Calib
 
 def _selected(
     checkpoint: Checkpoint,
+    source: WeightSource,
     text: CalibrationText | None,
     fused: ir.Model,
     dtypes: Sequence[str],
@@ -206,7 +207,7 @@ def _selected(
         return max(file_bytes(graph, contract.MODEL_FILES[dtype]) for dtype, graph in graphs.items())
 
     folder.mkdir()
-    found = select_formats(checkpoint, checkpoint, text, options, folder, largest, threads=threads, progress=progress)
+    found = select_formats(checkpoint, source, text, options, folder, largest, threads=threads, progress=progress)
     shutil.rmtree(folder)
     return found
 
