@@ -45,10 +45,14 @@ from lfm2export.weights import BlockFormat
 Array = NDArray[np.float32]
 
 #: Sequences of a step, and how often each one is seen.
-BATCH, EPOCHS = 4, 3
+BATCH, EPOCHS = 4, 2
 
 #: Adam: a scale moves by about this share of itself a step, falling to zero along a half cosine.
-RATE, MOMENTUM, SECOND, EPSILON = 7e-4, 0.9, 0.95, 1e-12
+RATE, MOMENTUM, SECOND, EPSILON = 5e-4, 0.9, 0.95, 1e-12
+
+#: Shares of the way that are tried on held-out sequences: on little text the whole of it goes too far (three epochs of
+#: 14,000 tokens at 7e-4 took the shipped model's KLD there from .0063 to .0066).
+SHARES = (1.0, 0.5, 0.25)
 
 #: A divergence below this is rounding: nats a token.
 LEAST = 1e-9
@@ -255,6 +259,14 @@ def tune(
             shares = [grads[place] / first[number] for number, (_, grads) in zip(batch, found, strict=True)]
             change.grad = torch.stack(shares).mean(dim=0)
         optimizer.step()
+    reached = [change.detach() for change in student.changes]
+
+    def at(share: float) -> float:
+        for matrix, change in zip(student.tuned.values(), reached, strict=True):
+            matrix.change = (share * change).requires_grad_()
+        return _geometric_mean(list(pool.map(loss, judged)))
+
+    at(min(SHARES, key=at))
     scales = {name: matrix.settle() for name, matrix in student.tuned.items()}
     after = _geometric_mean(list(pool.map(loss, judged)))
     progress("tune", len(batches), len(batches), "steps")
