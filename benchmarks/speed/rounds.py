@@ -23,7 +23,7 @@ DISTURBED = 0.03
 ATTEMPTS = 3
 
 #: Seconds for which a run waits, at most, until others leave the cores alone.
-PATIENCE = 120.0
+PATIENCE = 15.0
 
 
 @dataclass(frozen=True)
