@@ -82,7 +82,7 @@ def calibrate(
     threads: int,
     progress: Progress = silent,
 ) -> Calibrated:
-    """Quantize every matrix of the layers for the inputs that `text` makes it see.
+    """Quantize every matrix of the layers for the inputs that `text` makes it see, but for those of 8 bits.
 
     Args:
         format_of: also of the table, whose rounding the inputs have seen.
@@ -109,6 +109,10 @@ def calibrate(
                 parts = linear.weights()
                 format = format_of(tuple(parts))
                 if format is None:
+                    continue
+                if format.bits == 8:  # nothing to win; what follows sees the rounding that the file will have
+                    for name, weight in parts.items():
+                        linear.put(name, dequantize(quantize(weight, format), format, former.shape[1]))
                     continue
                 found = quantize_matrix(parts, format, former, sequences.fitted_rows, scratch, pool)
                 choices.append(found.choice)
