@@ -49,7 +49,7 @@ def _llama(kind: Quantized) -> Callable[[Path, Path], object]:
 
 CONTENDERS = (
     Contender("ours", "ours", "lfm2export q4", _ours(Options())),
-    Contender("ours-128", "ours", "lfm2export q4, blocks of 128 (--profile cpu)", _ours(Options(block_size=128))),
+    Contender("ours-128", "ours", "lfm2export q4, --block-size 128", _ours(Options(block_size=128))),
     Contender("genai-rtn", "genai", "onnxruntime-genai builder, plain rounding", _genai("rtn")),
     Contender("genai-vendor", "genai", "onnxruntime-genai builder, k_quant and int8 mix", _genai("vendor")),
     Contender("genai-mixed", "genai", "onnxruntime-genai builder, plain rounding and int8 mix", _genai("mixed")),
