@@ -12,8 +12,8 @@ run them through the layer, average the squares.
 It is worth the trouble there and nowhere else: a product of three projections of token rows may put nearly all of its
 energy into a few channels (98 % into one of 256 in the shipped model), and layer 0's errors pass through every layer.
 Measured on the shipped model, KLD as a share of that of symmetric rounding, each ± .008: .781 without, .715 with tokens
-drawn at random, .723 with the moments of real text. Layers further up see mixtures that such tokens do not make: weights from them
-there, and from the norms' gains alone, made it worse (.758, .788).
+drawn at random, .723 with the moments of real text. Layers further up see mixtures that such tokens do not make:
+weights from them there, and from the norms' gains alone, made it worse (.758, .788).
 
 Letters: n tokens, H hidden, L conv_L_cache, N rows, K columns.
 """
