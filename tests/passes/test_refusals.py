@@ -12,6 +12,7 @@ import test_short_conv
 from graphs import SPEC, Checkpoint, edited, evaluate, fire, parse, weight, with_spec
 from lfm2export.passes import attention, last_token, rms_norm, rotary, short_conv
 from lfm2export.passes.block_quantize import table_pass
+from lfm2export.recipes import Formats
 from lfm2export.weights import BlockFormat
 from test_block_quantize import TABLE, table_feeds, tabled
 
@@ -19,7 +20,9 @@ from test_block_quantize import TABLE, table_feeds, tabled
 @pytest.mark.parametrize(("bits", "size", "columns"), [(4, 32, 80), (8, 32, 80), (8, 128, 64)])
 def test_gather_block_quantized_cuts_a_last_block_that_is_not_full(bits: int, size: int, columns: int) -> None:
     block, model = BlockFormat(bits, size, symmetric=True), tabled(columns)  # type: ignore[arg-type]
-    firing = fire(model, table_pass(block, "gather_block_quantized", half=False), with_spec(hidden_size=columns))
+    firing = fire(
+        model, table_pass(Formats(None, block), "gather_block_quantized", half=False), with_spec(hidden_size=columns)
+    )
     if firing.count == 2:
         source = Checkpoint({TABLE: weight(TABLE, (40, columns))})
         assert evaluate(model, table_feeds(columns), source)["embedded"].shape == (2, 3, columns)
