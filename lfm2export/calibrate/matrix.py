@@ -18,6 +18,7 @@ from lfm2export.quant.blocks import take_rows
 from lfm2export.quant.descent import descend, rounds_for
 from lfm2export.quant.gptq import DAMPING, Factor, FactorError, factorize, quantize_gptq
 from lfm2export.quant.moved import beyond
+from lfm2export.quant.rounding import quantize_round
 from lfm2export.quant.search import quantize_search
 from lfm2export.weights import BlockFormat
 
@@ -27,6 +28,9 @@ Method = Literal["plain", "weighted", "gptq", "descent"]
 
 #: Methods that move codes off the nearest ones.
 MOVED: tuple[Method, ...] = ("gptq", "descent")
+
+#: The share of worse blocks below which a matrix looks damaged rather than calibrated: twice `verify`'s.
+FEW = 0.1
 
 #: Weights of a task: 8 MB a buffer; and its most rows.
 TASK_WEIGHTS, TASK_ROWS = 2 << 20, 512
@@ -116,10 +120,15 @@ def quantize_matrix(
     errors = {method: sum(tried[method].error for tried, _ in done) for method in methods}
     method = min(methods, key=lambda one: errors[one])
     total = sum(size for _, size in done) or 1.0
-    blocks = {
-        name: _joined([tried[method].blocks for task, (tried, _) in zip(tasks, done, strict=True) if task[0] == name])
-        for name in parts
-    }
+
+    def joined(one: Method) -> dict[str, QuantizedBlocks]:
+        found = zip(tasks, done, strict=True)
+        pieces = [(task[0], tried[one].blocks) for task, (tried, _) in found]
+        return {name: _joined([blocks for part, blocks in pieces if part == name]) for name in parts}
+
+    blocks = joined(method)
+    if method == "weighted":
+        blocks = _told(parts, format, blocks, joined("plain"))
     choice = Choice(tuple(parts), format, method, errors["plain"] / total, errors[method] / total, reason)
     return Quantized(choice, blocks)
 
@@ -130,6 +139,43 @@ def keep_within(
     """`wanted`, but of a row that has a block beyond what `verify` takes for moved on purpose, `simpler`."""
     rows: NDArray[np.bool_] = np.asarray(beyond(weight, wanted, format).any(axis=1))
     return take_rows(wanted, simpler, rows)
+
+
+def _told(
+    parts: dict[str, Array],
+    format: BlockFormat,
+    weighted: dict[str, QuantizedBlocks],
+    plain: dict[str, QuantizedBlocks],
+) -> dict[str, QuantizedBlocks]:
+    """`weighted`, but `plain` in the rows of blocks that are worse than plain rounding's, where these are few.
+
+    Codes of `weighted` are the nearest ones, so that such blocks are all that tells its matrix from one that was not
+    calibrated; `verify` takes a few of them for damage.
+    """
+    worse = {name: _worse_than_rounding(parts[name], format, weighted[name]) for name in parts}
+    if sum(int(found.sum()) for found in worse.values()) > FEW * sum(found.size for found in worse.values()):
+        return weighted
+    rows = {name: np.asarray(found.any(axis=1)) for name, found in worse.items()}
+    return {name: take_rows(weighted[name], plain[name], rows[name]) for name in parts}
+
+
+def _worse_than_rounding(weight: Array, format: BlockFormat, blocks: QuantizedBlocks) -> NDArray[np.bool_]:
+    """Blocks [N, G] whose squared error exceeds that of plain rounding."""
+    columns = weight.shape[1]
+    rest = -columns % format.block_size
+
+    def error(found: QuantizedBlocks, rows: Array) -> Array:
+        difference = np.pad(rows - dequantize(found, format, columns), ((0, 0), (0, rest)))
+        squared: Array = np.square(difference).reshape(len(rows), -1, format.block_size).sum(axis=2)
+        return squared
+
+    found = np.zeros(blocks.scales.shape, np.bool_)
+    for start, stop in _cuts(*weight.shape):
+        rows, place = weight[start:stop], slice(start, stop)
+        zeros = blocks.zero_points[place] if blocks.zero_points is not None else None
+        mine = QuantizedBlocks(blocks.codes[place], blocks.scales[place], zeros)
+        found[place] = error(mine, rows) > error(quantize_round(rows, format), rows)
+    return found
 
 
 def _factor(moments: Array, damping: float, scratch: Scratch) -> tuple[Factor | None, str | None]:
