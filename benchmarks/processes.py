@@ -107,10 +107,18 @@ def _tree(root: int) -> list[int]:
         found.append(pid)
         for task in PROC.glob(f"{pid}/task/*/children"):
             try:
-                todo += [int(child) for child in task.read_text().split()]
+                todo += [child for child in map(int, task.read_text().split()) if not _borrows(child, pid)]
             except OSError:
                 continue  # it ended between the listing and the reading
     return found
+
+
+def _borrows(pid: int, parent: int) -> bool:
+    """Whether `pid` has not begun a program of its own: until then it shows its parent's memory as its own."""
+    try:
+        return (PROC / str(pid) / "cmdline").read_bytes() == (PROC / str(parent) / "cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True)
