@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from lfm2export.recipes import TABLES
 from lfm2export.spec import CONV, ModelSpec
+from lfm2export.weights import stacked_name
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Matrix:
     @property
     def name(self) -> str:
         """`model.layers.0.feed_forward.w1.weight+w3`, as initializers are called."""
-        return self.parts[0] + "".join("+" + part.rsplit(".", 2)[-2] for part in self.parts[1:])
+        return stacked_name(self.parts)
 
 
 def matrices(spec: ModelSpec) -> tuple[Matrix, ...]:

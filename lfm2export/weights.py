@@ -7,7 +7,7 @@ evaluates them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -25,6 +25,11 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 
 #: Key of an `onnx_ir.Value`'s meta store under which its recipe lies.
 RECIPE = "lfm2export.recipe"
+
+
+def stacked_name(parts: Sequence[str]) -> str:
+    """Name of the matrix stacked of source tensors: `model.layers.0.feed_forward.w1.weight+w3`."""
+    return parts[0] + "".join("+" + part.rsplit(".", 2)[-2] for part in parts[1:])
 
 
 class SourceTensor(Protocol):

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from lfm2export.contract import MICROSOFT
 from lfm2export.passes.matching import Builder
-from lfm2export.weights import BlockFormat, Recipe
+from lfm2export.weights import BlockFormat, Recipe, stacked_name
 
 ACCURACY_LEVEL = 4
 
@@ -29,7 +29,7 @@ def quantized(op: Builder, recipe: Recipe, block: BlockFormat, *, half: bool) ->
     """The initializers of `recipe` (a matrix, stored either way round) in `block` format."""
     rows, columns = recipe.shape if not recipe.transpose else recipe.shape[::-1]
     blocks = block.blocks(columns)
-    name = recipe.parts[0] + "".join("+" + part.rsplit(".", 2)[-2] for part in recipe.parts[1:])
+    name = stacked_name(recipe.parts)
     base = replace(recipe, transpose=False, block=block)
     code_bytes = block.block_size * block.bits // 8
     codes = op.weight(

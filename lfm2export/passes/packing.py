@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from lfm2export.passes.matching import Builder, Firing, NoMatch, recipe_of, rewrite
 from lfm2export.spec import ModelSpec
+from lfm2export.weights import stacked_name
 
 
 def expected(spec: ModelSpec) -> int:
@@ -37,8 +38,7 @@ def fuse(model: ir.Model, spec: ModelSpec) -> Firing:
             parts=tuple(part for recipe in recipes for part in recipe.parts),
             shape=(recipes[0].shape[0], sum(rows)),
         )
-        name = packed.parts[0] + "".join("+" + part.rsplit(".", 2)[-2] for part in packed.parts[1:]) + ".transposed"
-        product = op("MatMul", x, op.weight(name, packed))
+        product = op("MatMul", x, op.weight(f"{stacked_name(packed.parts)}.transposed", packed))
         outputs = op.many("Split", [product, op.constant(rows)], len(rows), axis=-1)
         for node, output in zip(group, outputs, strict=True):
             op.replace(node.outputs[0], output)
