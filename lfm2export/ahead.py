@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from lfm2export.matrices import matrices
 from lfm2export.pieces import row_ranges
 from lfm2export.pool import Pool
-from lfm2export.quant import QuantizedBlocks, quantize
+from lfm2export.quant import QuantizedBlocks, blocks_of
 from lfm2export.quant.blocks import code_bytes
 from lfm2export.recipes import Options, formats
 from lfm2export.spec import ModelSpec
@@ -92,9 +92,7 @@ class QuantizeRows:
     def __call__(self, number: int) -> tuple[int, float]:
         """(saturated, largest) as in `QuantizedBlocks`."""
         rows = self.wanted[number]
-        blocks = self.source.prepared(rows.part, rows.start, rows.stop, rows.format)
-        if blocks is None:
-            blocks = quantize(self.source.rows(rows.part, rows.start, rows.stop), rows.format)
+        blocks = blocks_of(self.source, rows.part, rows.start, rows.stop, rows.format)
         with (self.folder / str(number)).open("wb") as file:
             for array in (blocks.codes, blocks.scales, blocks.zero_points):
                 if array is not None:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfm2export.errors import GraphError, TensorError
-from lfm2export.quant import quantize
+from lfm2export.quant import blocks_of
 from lfm2export.quant.blocks import code_bytes, zero_point_bytes
 from lfm2export.quant.grid import HALF_MAX
 from lfm2export.weights import BlockFormat, Component, Recipe, WeightSource
@@ -154,12 +154,7 @@ def _stored(slot: Slot, values: NDArray[np.float32]) -> tuple[NDArray[Any], list
 
 
 def _quantized(piece: Piece, block: BlockFormat, source: WeightSource, write: Write) -> list[Overflow]:
-    quantized = source.prepared(piece.part, piece.start, piece.stop, block)
-    if quantized is None:
-        try:
-            quantized = quantize(source.rows(piece.part, piece.start, piece.stop), block)
-        except TensorError as error:
-            raise TensorError(f"{piece.part}: {error}") from error
+    quantized = blocks_of(source, piece.part, piece.start, piece.stop, block)
     overflows = []
     components: dict[Component, NDArray[Any] | None] = {
         "codes": quantized.codes,

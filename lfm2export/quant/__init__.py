@@ -11,9 +11,9 @@ from lfm2export.errors import TensorError
 from lfm2export.quant.blocks import QuantizedBlocks, dequantize
 from lfm2export.quant.rounding import quantize_round
 from lfm2export.quant.search import quantize_search
-from lfm2export.weights import BlockFormat, Quantizer
+from lfm2export.weights import BlockFormat, Quantizer, WeightSource
 
-__all__ = ["QUANTIZERS", "QuantizedBlocks", "dequantize", "quantize"]
+__all__ = ["QUANTIZERS", "QuantizedBlocks", "blocks_of", "dequantize", "quantize"]
 
 Array = NDArray[np.float32]
 
@@ -37,3 +37,19 @@ def quantize(weight: Array, format: BlockFormat, importance: Array | None = None
             f"a matrix to quantize has shape {weight.shape} and dtype {weight.dtype}, expected two axes of float32"
         )
     return QUANTIZERS[format.quantizer](weight, format, importance)
+
+
+def blocks_of(source: WeightSource, name: str, start: int, stop: int, format: BlockFormat) -> QuantizedBlocks:
+    """Rows [start, stop) of source tensor `name` in blocks: those that `source` has prepared, else quantized here.
+
+    Raises:
+        TensorError: as :func:`quantize`; the message names the tensor.
+    """
+    prepared = source.prepared(name, start, stop, format)
+    if prepared is not None:
+        return prepared
+    rows = source.rows(name, start, stop)
+    try:
+        return quantize(rows, format)
+    except TensorError as error:
+        raise TensorError(f"{name}: {error}") from error

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfm2export.matrices import Matrix
-from lfm2export.quant import dequantize, quantize
+from lfm2export.quant import blocks_of, dequantize, quantize
 from lfm2export.quant.blocks import code_bytes, zero_point_bytes
 from lfm2export.weights import BlockFormat, Quantizer, WeightSource
 
@@ -59,9 +59,7 @@ def rounded(rows: Array, format: BlockFormat) -> Array:
 
 def as_stored(source: WeightSource, part: str, start: int, stop: int, format: BlockFormat) -> Array:
     """Rows [start, stop) of a source tensor as a file written from `source` holds them in `format`."""
-    blocks = source.prepared(part, start, stop, format)
-    if blocks is None:
-        return rounded(source.rows(part, start, stop), format)
+    blocks = blocks_of(source, part, start, stop, format)
     return np.ascontiguousarray(dequantize(blocks, format, source.tensors[part].shape[1]))
 
 
