@@ -69,7 +69,7 @@ def main() -> None:
     show_default=True,
     help="web: blocks of 32. cpu: of 128, faster on CPUs and coarser.",
 )
-@click.option("--block-size", type=click.Choice(["16", "32", "64", "128"]), help="Default: the profile's.")
+@click.option("--block-size", type=click.Choice(["16", "32", "64", "128", "256"]), help="Default: the profile's.")
 @click.option("--symmetric/--asymmetric", default=False, help="4-bit blocks without or with a zero point.")
 @click.option("--table-bits", type=click.Choice(["4", "8"]), default="8", show_default=True)
 @click.option(

@@ -123,8 +123,6 @@ def evaluate(piece: Piece, source: WeightSource, write: Write) -> list[Overflow]
     if block is not None:
         return _quantized(piece, block, source, write)
     values = source.rows(piece.part, piece.start, piece.stop)
-    if zeros := piece.slots[0].recipe.leading_zeros:
-        values = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(zeros, 0)])
     return _dense(piece, piece.slots[0], values, write)
 
 
@@ -134,7 +132,7 @@ def _dense(piece: Piece, slot: Slot, values: NDArray[np.float32], write: Write) 
     if not slot.recipe.transpose:
         write(slot, piece.first * math.prod(stored.shape[1:]) * item, stored)
         return overflows
-    for column, run in enumerate(np.ascontiguousarray(stored.T)):
+    for column, run in enumerate(np.ascontiguousarray(stored.T).reshape(-1, len(stored))):
         write(slot, (column * piece.rows + piece.first) * item, run)
     return overflows
 
@@ -192,13 +190,12 @@ def _check(slot: Slot, shapes: list[tuple[int, ...]], rows: int) -> None:
         if got != expected:
             raise GraphError(f"initializer {slot.name} stores {recipe.component} as {got}, expected {expected}")
         return
-    row = (*shapes[0][1:-1], shapes[0][-1] + recipe.leading_zeros) if recipe.leading_zeros else shapes[0][1:]
-    count = rows * math.prod(row)
-    flat = not recipe.transpose or (len(shapes[0]) == 2 and got[1] == (shapes[0][1], rows))
+    count = rows * math.prod(shapes[0][1:])
+    flat = not recipe.transpose or got[1] == (*shapes[0][:0:-1], rows)
     if recipe.component != "values" or recipe.dtype == "UINT8" or math.prod(recipe.shape) != count or not flat:
         raise GraphError(
             f"initializer {slot.name} stores {recipe.component} as {got}, expected {count} float values of "
-            f"{rows} stacked rows of {list(row)}{', transposed' if recipe.transpose else ''}"
+            f"{rows} stacked rows of {list(shapes[0][1:])}{', transposed' if recipe.transpose else ''}"
         )
 
 

@@ -23,7 +23,7 @@ Chosen = Mapping[tuple[str, ...], BlockFormat]
 #: Matrices that have the table's format: the embedding, and the head where it is not the same matrix.
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 
-BLOCK_SIZES = (16, 32, 64, 128)
+BLOCK_SIZES = (16, 32, 64, 128, 256)
 TABLE_BITS = (4, 8)
 FEWEST_TOKENS = 1024
 

@@ -56,7 +56,7 @@ class WeightSource(Protocol):
 class BlockFormat:
     """How a matrix [N, K] is cut into blocks along K, as com.microsoft MatMulNBits reads it.
 
-    bits: 4 or 8. block_size: 16, 32, 64 or 128 values share one float16 scale (and zero point).
+    bits: 4 or 8. block_size: 16, 32, 64, 128 or 256 values share one float16 scale (and zero point).
     symmetric: the zero point is 2**(bits-1) everywhere and is not stored. quantizer: how codes and scales are chosen.
     """
 
@@ -78,8 +78,7 @@ class Recipe:
     """One initializer: `parts` are source tensors stacked along axis 0 (rows), in the order given.
 
     dtype: ONNX name of the stored type ("FLOAT", "FLOAT16", "UINT8").
-    shape: as stored. A "values" initializer is the stacked matrix, transposed if asked, reshaped to `shape`.
-    leading_zeros: that many zeros are put in front of the last axis (a convolution kernel's first taps).
+    shape: as stored. A "values" initializer is the stack reshaped to `shape`; transpose: or with its axes reversed.
     block: set for the three components of a quantized matrix; they share one evaluation.
       codes       uint8   [N, blocks, block_size * bits / 8]   4 bit: low nibble first
       scales      float16 [N, blocks]
@@ -90,10 +89,9 @@ class Recipe:
     shape: tuple[int, ...]
     dtype: Literal["FLOAT", "FLOAT16", "UINT8"] = "FLOAT"
     transpose: bool = False
-    leading_zeros: int = 0
     block: BlockFormat | None = None
     component: Component = "values"
 
     def transposed(self) -> Recipe:
-        """The same matrix stored [columns, rows]."""
-        return replace(self, transpose=not self.transpose, shape=(self.shape[1], self.shape[0]))
+        """The same values with their axes stored in reverse: a matrix as [columns, rows]."""
+        return replace(self, transpose=not self.transpose, shape=self.shape[::-1])

@@ -50,6 +50,13 @@ def _llama(kind: Quantized) -> Callable[[Path, Path], object]:
 CONTENDERS = (
     Contender("ours", "ours", "lfm2export q4", _ours(Options())),
     Contender("ours-128", "ours", "lfm2export q4, --block-size 128", _ours(Options(block_size=128))),
+    Contender("ours-256", "ours", "lfm2export q4, --block-size 256", _ours(Options(block_size=256))),
+    Contender(
+        "ours-fast",
+        "ours",
+        "lfm2export q4, --block-size 256 --table-bits 4",
+        _ours(Options(block_size=256, table_bits=4)),
+    ),
     Contender("genai-rtn", "genai", "onnxruntime-genai builder, plain rounding", _genai("rtn")),
     Contender("genai-vendor", "genai", "onnxruntime-genai builder, k_quant and int8 mix", _genai("vendor")),
     Contender("genai-mixed", "genai", "onnxruntime-genai builder, plain rounding and int8 mix", _genai("mixed")),

@@ -113,7 +113,7 @@ def _flat(op: Builder, heads: ir.Value | None) -> ir.Value:
 
 
 def _lengths(op: Builder, mask: ir.Value, mask_input: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """(seqlens_k int32 [B], total_sequence_length int32 scalar), from what the mask was made of."""
+    """(seqlens_k int32 [B], total_sequence_length int32 [1]), from what the mask was made of."""
     choice = expect(mask, "Where")
     hides = scalar(choice.inputs[1]) == 0 and scalar(choice.inputs[2]) < -1e9
     require(hides, "the mask does not hide what is behind")
@@ -130,7 +130,7 @@ def _lengths(op: Builder, mask: ir.Value, mask_input: ir.Value) -> tuple[ir.Valu
     new_count = producer.inputs[1]
     last = op("Clip", op("Sub", new_count, op.scalar_int(1)), op.scalar_int(0))
     seqlens = op("Squeeze", op("Add", past_count, last), op.constant([1]))
-    total = op("Squeeze", op("Shape", mask_input, start=1, end=2))
+    total = op("Shape", mask_input, start=1, end=2)
     int32 = ir.DataType.INT32
     return (
         op("Cast", seqlens, to=int32, name="attention.seqlens_k"),

@@ -3,13 +3,16 @@
     c = Constant(2); d = Cast(c)                      (nothing: the consumer reads one initializer)
     y = Identity(x); dead = Neg(x)            ->      x where y was read
     a = Cos(t); b = Cos(t)                            a where b was read
+    y = Reshape(Neg(Squeeze(n)), [1])         ->      Neg(n), where n is one number already: a bound of a Slice
 
-All of it is onnxscript's and onnx-ir's work. Weights take no part: their initializers have no values to fold.
+All but the last of it is onnxscript's and onnx-ir's work. Weights take no part: their initializers have no values to
+fold.
 """
 
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import onnx_ir as ir
 import onnxscript.optimizer
@@ -22,6 +25,22 @@ from onnx_ir.passes.common import (
     RemoveUnusedNodesPass,
     TopologicalSortPass,
 )
+from onnxscript.rewriter import RewriteRuleClassBase, RewriteRuleSet
+
+
+class _NegatedNumber(RewriteRuleClassBase):  # type: ignore[misc]
+    def pattern(self, op: Any, number: Any, shape: Any) -> Any:
+        return op.Reshape(op.Neg(op.Squeeze(number)), shape)
+
+    def check(self, context: Any, number: ir.Value, shape: ir.Value) -> bool:
+        return number.shape == (1,) and shape.const_value is not None and shape.const_value.shape == (1,)
+
+    def rewrite(self, op: Any, number: ir.Value, shape: ir.Value) -> Any:
+        return op.Neg(number)
+
+
+#: What others read of the matched nodes stays; what nobody reads any more goes below.
+_RULES = RewriteRuleSet([_NegatedNumber.rule(remove_nodes=False)])
 
 
 def fold(model: ir.Model) -> None:
@@ -31,6 +50,7 @@ def fold(model: ir.Model) -> None:
     for _ in range(2):  # what one round simplifies lets the next fold more; a third finds nothing
         onnxscript.optimizer.fold_constants(model, onnx_shape_inference=True)
         onnxscript.rewriter.rewrite(model)
+    onnxscript.rewriter.rewrite(model, _RULES)
     IdentityEliminationPass()(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     RemoveUnusedNodesPass()(model)

@@ -3,7 +3,7 @@
 An initializer's name says what it is made of, as this package writes it (`passes`, `weights.Recipe`):
 
     model.layers.0.conv.out_proj.weight                         the tensor itself
-    NAME.transposed     NAME.padded                             [in, out]; a convolution kernel behind zeros
+    NAME.transposed                                             its axes reversed: [in, out]; a kernel as [L, 1, H]
     ...w1.weight+w3.transposed                                  several tensors of one layer, stacked
     NAME.codes  NAME.scales  NAME.zero_points                   blocks of 4 or 8 bits, perhaps stacked
 
@@ -30,7 +30,7 @@ from lfm2export.recipes import BLOCK_SIZES
 from lfm2export.spec import ModelSpec
 from lfm2export.weights import BlockFormat
 
-Kind = Literal["plain", "transposed", "padded", "blocks"]
+Kind = Literal["plain", "transposed", "blocks"]
 
 _BITS: tuple[Literal[4, 8], ...] = (4, 8)
 
@@ -59,13 +59,14 @@ class Raw:
         return self._read(start * math.prod(self.shape[1:]), (stop - start, *self.shape[1:]))
 
     def columns(self, start: int, stop: int) -> NDArray[Any]:
-        """Columns [start, stop) of a matrix, as [stop - start, rows]."""
+        """Of a tensor stored with its axes reversed, [..., rows], rows [start, stop) as [stop - start, ...]."""
         if self.inline is not None:
-            return self.inline[:, start:stop].T
-        if stop - start == self.shape[1]:
+            return self.inline[..., start:stop].T
+        width = self.shape[-1]
+        if stop - start == width:
             return self.rows(0, self.shape[0]).T
-        parts = [self._read(row * self.shape[1] + start, (stop - start,)) for row in range(self.shape[0])]
-        return np.stack(parts, axis=1)
+        parts = [self._read(row * width + start, (stop - start,)) for row in range(math.prod(self.shape[:-1]))]
+        return np.stack(parts, axis=1).reshape(stop - start, *self.shape[-2::-1])
 
     def _read(self, first: int, shape: tuple[int, ...]) -> NDArray[Any]:
         assert self.path is not None
@@ -112,7 +113,7 @@ class Stored:
         return QuantizedBlocks(self.values.rows(start, stop), self.scales.rows(start, stop), zeros)
 
     def floats(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows [start, stop) of the stack as the operator uses them, float32; a padded kernel with its zeros."""
+        """Rows [start, stop) of the stack as the operator uses them, float32."""
         if self.kind == "blocks":
             assert self.format is not None
             return dequantize(self.blocks(start, stop), self.format, self.columns)
@@ -132,8 +133,7 @@ class StoredWeights:
         for stored in self.weights.values():
             if name in stored.parts:
                 first = stored.first(name)
-                rows = stored.floats(first + start, first + stop)
-                return rows[..., 1:] if stored.kind == "padded" else rows
+                return stored.floats(first + start, first + stop)
         return None
 
 
@@ -156,7 +156,7 @@ def read_stored(model: onnx.ModelProto, folder: Path, spec: ModelSpec) -> Stored
 def _stored(name: str, raws: Mapping[str, Raw], source: Mapping[str, tuple[int, ...]]) -> Stored | None:
     raw = raws[name]
     base, _, suffix = name.rpartition(".")
-    kinds: dict[str, Kind] = {"transposed": "transposed", "padded": "padded", "codes": "blocks"}
+    kinds: dict[str, Kind] = {"transposed": "transposed", "codes": "blocks"}
     kind = kinds.get(suffix, "plain")
     parts = _parts(base if kind != "plain" else name)
     if any(part not in source for part in parts):
@@ -168,7 +168,7 @@ def _stored(name: str, raws: Mapping[str, Raw], source: Mapping[str, tuple[int, 
         scales, zeros = raws.get(f"{base}.scales"), raws.get(f"{base}.zero_points")
         form = _format(raw, scales, zeros, whole) if len(whole) == 2 else None
         return Stored(name, kind, parts, rows, raw, scales, zeros, form, whole[1]) if form is not None else None
-    expected = {"plain": whole, "transposed": whole[::-1], "padded": (*whole[:-1], whole[-1] + 1)}[kind]
+    expected = whole if kind == "plain" else whole[::-1]
     return Stored(name, kind, parts, rows, raw) if raw.shape == expected and raw.dtype != "uint8" else None
 
 

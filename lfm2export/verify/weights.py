@@ -76,8 +76,6 @@ def _measure(stored: Stored, checkpoint: Checkpoint, importance: Mapping[str, Fl
     for part, start, stop, source in _pieces(stored, checkpoint):
         offset = stored.first(part)
         values = stored.floats(offset + start, offset + stop)
-        if stored.kind == "padded":
-            source = np.pad(source, [(0, 0)] * (source.ndim - 1) + [(1, 0)])
         if stored.kind == "blocks":
             quantized = stored.blocks(offset + start, offset + stop)
             bad, over = _block_faults(stored, quantized, source, values, importance.get(part))

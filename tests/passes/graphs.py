@@ -115,8 +115,6 @@ def recipes(model: ir.Model) -> dict[str, Recipe]:
 def array_of(recipe: Recipe, source: Checkpoint) -> Array:
     """What `writer` stores for `recipe`, whole and in memory."""
     stacked = np.concatenate([source.tensors[part] for part in recipe.parts])
-    if recipe.leading_zeros:
-        stacked = np.pad(stacked, [(0, 0)] * (stacked.ndim - 1) + [(recipe.leading_zeros, 0)])
     if recipe.block is not None:
         blocks = quantize(stacked, recipe.block)
         found = {"codes": blocks.codes, "scales": blocks.scales, "zero_points": blocks.zero_points}

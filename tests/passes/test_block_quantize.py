@@ -195,7 +195,7 @@ def table_feeds(columns: int, *, half: bool = False) -> dict[str, Array]:
 
 
 #: (block size, columns): blocks even, odd (4-bit zero points end with padding), and with a last one not filled.
-SHAPES = [(16, 80), (32, 64), (32, 96), (32, 80), (64, 64), (128, 64)]
+SHAPES = [(16, 80), (32, 64), (32, 96), (32, 80), (64, 64), (128, 64), (256, 512)]
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -219,7 +219,7 @@ def test_lookup_and_head_read_one_table(bits: int, symmetric: bool, size: int, c
     source = Checkpoint({name: weight(name, (40, columns)) for name in names})
     feeds = table_feeds(columns)
     expected, got = evaluate(before, feeds, dequantized(source, block)), evaluate(after, feeds, source)
-    assert np.ptp(expected["embedded"]) > 0.3
+    assert np.ptp(expected["embedded"]) > 0.2
     assert np.array_equal(got["embedded"], expected["embedded"])
     np.testing.assert_allclose(got["logits"], expected["logits"], atol=2e-4, rtol=0)
 

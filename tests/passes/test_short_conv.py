@@ -60,16 +60,16 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("length", [1, 2, 5])
-def test_the_window_is_convolved_without_padding_and_slices(variant: str, length: int) -> None:
+def test_the_window_is_convolved_by_rows(variant: str, length: int) -> None:
     text, weights, spec = VARIANTS[variant]
     before, after = parse(text, weights), parse(text, weights)
     firing = fire(after, short_conv.fuse, spec)
     assert (firing.count, firing.refusals) == (1, [])
     count = operators(after)
-    assert count["Transpose"] == 2 and count["Conv"] == count["Split"] == count["Concat"] == 1
-    assert not set(count) & {"Slice", "Squeeze"} and count["Unsqueeze"] == 1
+    assert count["Transpose"] == 2 and count["Gather"] == count["ReduceSum"] == count["Split"] == count["Concat"] == 1
+    assert not set(count) & {"Slice", "Conv"} and count["Unsqueeze"] == count["Squeeze"] == 1
     taps = spec.conv_L_cache
-    assert recipes(after)["kernel.padded"] == Recipe(("kernel",), (32, 1, taps + 1), leading_zeros=1)
+    assert recipes(after)["kernel.transposed"] == Recipe(("kernel",), (taps, 1, 32), transpose=True)
     rows = 2
     feeds = {
         "BCx": numbers("BCx", rows, length, 96),
@@ -107,6 +107,7 @@ def test_the_window_is_convolved_without_padding_and_slices(variant: str, length
             "the window does not feed the next state",
         ),
         ("Squeeze (kernel, one)", "Squeeze (past_conv, one)", "past_conv is no weight"),
+        ("Unsqueeze (ends, one)", "Unsqueeze (ends, two)", "the next state is not the same for every channel"),
         ("(window, depthwise)", "(Bx, depthwise)", "expected Concat before Bx, found Mul"),
     ],
 )

@@ -18,7 +18,7 @@ from lfm2export.weights import BlockFormat
 Array = NDArray[np.float32]
 Spoil = Callable[[QuantizedBlocks], QuantizedBlocks]
 
-FORMATS = [BlockFormat(4, size, symmetric) for size in (16, 32, 128) for symmetric in (True, False)]
+FORMATS = [BlockFormat(4, size, symmetric) for size in (16, 32, 128, 256) for symmetric in (True, False)]
 ROW, BLOCK = 3, 1
 
 
@@ -61,7 +61,7 @@ def shifted(by: int) -> Spoil:
 
 def exchanged(blocks: QuantizedBlocks) -> QuantizedBlocks:
     codes = blocks.codes.copy()
-    codes[ROW, [BLOCK, BLOCK + 1]] = codes[ROW, [BLOCK + 1, BLOCK]]
+    codes[ROW, [BLOCK - 1, BLOCK]] = codes[ROW, [BLOCK, BLOCK - 1]]
     return replace(blocks, codes=codes)
 
 

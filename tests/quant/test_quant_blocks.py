@@ -14,7 +14,10 @@ from lfm2export.weights import BlockFormat
 from matmulnbits import read_by_onnxruntime
 
 FORMATS = [
-    BlockFormat(bits, size, symmetric) for bits in (4, 8) for size in (16, 32, 64, 128) for symmetric in (True, False)
+    BlockFormat(bits, size, symmetric)
+    for bits in (4, 8)
+    for size in (16, 32, 64, 128, 256)
+    for symmetric in (True, False)
 ]
 
 

@@ -19,7 +19,10 @@ from lfm2export.weights import BlockFormat, Quantizer
 from matmulnbits import read_by_onnxruntime
 
 FORMATS = [
-    BlockFormat(bits, size, symmetric) for bits in (4, 8) for size in (16, 32, 64, 128) for symmetric in (True, False)
+    BlockFormat(bits, size, symmetric)
+    for bits in (4, 8)
+    for size in (16, 32, 64, 128, 256)
+    for symmetric in (True, False)
 ]
 
 #: Half a step of a subnormal float16: what a scale can be off by however small it is.

@@ -121,7 +121,7 @@ def stale_conv_state(layer: int) -> Plant:
     """The state that goes out is the one before the last token."""
 
     def fault(p: Patient) -> None:
-        gather = p.maker(f"present_conv.{layer}")
+        gather = p.maker(p.maker(f"present_conv.{layer}").input[0])
         earlier = p.before(gather, "Sub", [gather.input[1], p.constant(np.array(1, np.int64))])
         gather.input[1] = p.before(gather, "Max", [earlier, p.constant(np.array(0, np.int64))])
 
@@ -132,10 +132,10 @@ def forgotten_conv_state(layer: int) -> Plant:
     """The convolution starts from zeros at every step; a prefill is right."""
 
     def fault(p: Patient) -> None:
-        concat = next(node for node in p.readers(f"past_conv.{layer}") if node.op_type == "Concat")
-        held = next(v for v in p.graph.input if v.name == concat.input[0]).type.tensor_type.elem_type
+        (reader,) = p.readers(f"past_conv.{layer}")
+        held = next(v for v in p.graph.input if v.name == reader.input[0]).type.tensor_type.elem_type
         zero = np.array(0, helper.tensor_dtype_to_np_dtype(held))
-        concat.input[0] = p.before(concat, "Mul", [concat.input[0], p.constant(zero)])
+        reader.input[0] = p.before(reader, "Mul", [reader.input[0], p.constant(zero)])
 
     return fault
 
