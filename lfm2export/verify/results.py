@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from lfm2export.verify.figures import (
     Against,
@@ -146,13 +145,6 @@ class Verification:
     @property
     def passed(self) -> bool:
         return self.verdict is Verdict.PASSED
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values only."""
-        from lfm2export.verify.document import encode
-
-        document: dict[str, Any] = encode(self)
-        return document
 
 
 def combined(verdicts: Iterable[Verdict]) -> Verdict:

@@ -13,11 +13,11 @@ import pytest
 from lfm2export.contract import MODEL_FILES, LogitsMode
 from lfm2export.errors import ArtifactError, Lfm2ExportError, PromptError
 from lfm2export.recipes import RECIPES
-from lfm2export.verify.document import FILE, read_parity, write_parity
+from lfm2export.verify.clean import clean_figures
+from lfm2export.verify.document import FILE, encode, read_parity, write_parity
 from lfm2export.verify.figures import CheckName, Verdict
 from lfm2export.verify.results import SCHEMA_VERSION, Verification
 from lfm2export.verify.run import verify_artifact
-from lfm2export.verify.tolerances import clean_figures
 
 PROMPTS = ["What is the capital of France?", "How many days are there in a week?"]
 
@@ -88,10 +88,10 @@ def test_the_document_says_everything_and_comes_back(whole: Verification, tmp_pa
     path = write_parity(whole, tmp_path)
     assert path.name == FILE
     document = json.loads(path.read_text())
-    assert read_parity(tmp_path).to_dict() == document
+    assert encode(read_parity(tmp_path)) == document
     assert document["verdict"] == "passed"
     assert document["schema_version"] == SCHEMA_VERSION
-    assert document == whole.to_dict()
+    assert document == encode(whole)
 
 
 def test_a_damaged_or_foreign_document_is_refused(tmp_path: Path) -> None:
