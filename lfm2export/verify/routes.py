@@ -33,12 +33,13 @@ ANSWER = 4
 #: Tokens that the quick form feeds one by one.
 FEW = 16
 
-#: Bytes of activations that a long prompt may take, and what a token takes for each unit of FFN width (measured with
-#: 2.6B: 420 kB a token). What is longer is fed in parts.
-ACTIVATIONS = 1 << 30
-BYTES_PER_WIDTH = 40
+#: What a long prompt may take: bytes of the whole process, of which a session holds about one a parameter of a q4 file;
+#: but so many of activations in any case. A token takes so many for each unit of FFN width (measured with 2.6B: 660 kB,
+#: of which the arena leaves a part unused). What is longer is fed in parts.
+MEMORY, ACTIVATIONS = 11 << 28, 1 << 29
+BYTES_PER_WIDTH = 62
 
-#: A long prompt is also fed in chunks of this many tokens.
+#: A long prompt is also fed in chunks of so many tokens, or of half as many as are fed at once.
 LONG_CHUNK = 1024
 
 
@@ -164,10 +165,11 @@ class Routes:
         self._begin(CheckName.LONG, 2 * count)
         whole, kept = self._fed(_cut_at(tokens, self.at_once))
         worst = Worst(*self.limits)
-        logits, caches = self._fed([*_cut_at(tokens[:-8], LONG_CHUNK), *([token] for token in tokens[-8:])])
+        size = min(LONG_CHUNK, self.at_once // 2)
+        logits, caches = self._fed([*_cut_at(tokens[:-8], size), *([token] for token in tokens[-8:])])
         self._caches(worst, kept, caches)
         worst.add_logits(whole, logits)
-        route = f"{count:,} tokens in chunks of {LONG_CHUNK:,}"
+        route = f"{count:,} tokens in chunks of {size:,}"
         return self._measure(CheckName.LONG, route, f"all {self._whole(count)}", count, worst)
 
     def _begin(self, check: CheckName, total: int) -> None:
@@ -227,7 +229,8 @@ class Routes:
 
 def at_once(spec: ModelSpec) -> int:
     """Tokens of a long prompt that are fed at once: a power of two."""
-    return 1 << int(math.log2(ACTIVATIONS / (BYTES_PER_WIDTH * spec.intermediate_size)))
+    room = max(ACTIVATIONS, MEMORY - spec.num_parameters)
+    return 1 << int(math.log2(room / (BYTES_PER_WIDTH * spec.intermediate_size)))
 
 
 def padded(rows: Sequence[Sequence[int]], sides: str) -> tuple[NDArray[np.int64], Mask]:
