@@ -44,8 +44,9 @@ from lfm2export.weights import BlockFormat
 
 Array = NDArray[np.float32]
 
-#: Sequences of a step, and how often each one is seen.
-BATCH, EPOCHS = 4, 2
+#: Sequences of a step, and how often each one is seen: on the shipped model they take the KLD on held-out calibration
+#: text to 85 % of what it was before, where steps of 4 and two times take it to 93 %.
+BATCH, EPOCHS = 2, 4
 
 #: Adam: a scale moves by about this share of itself a step, falling to zero along a half cosine.
 RATE, MOMENTUM, SECOND, EPSILON = 5e-4, 0.9, 0.95, 1e-12
