@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from lfm2export.matrices import matrices
 from lfm2export.pieces import row_ranges
 from lfm2export.pool import Pool
-from lfm2export.quant import QuantizedBlocks, blocks_of
+from lfm2export.quant import blocks_of
 from lfm2export.quant.blocks import code_bytes
 from lfm2export.recipes import Options, formats
 from lfm2export.spec import ModelSpec
-from lfm2export.weights import BlockFormat, SourceTensor, WeightSource
+from lfm2export.weights import BlockFormat, QuantizedBlocks, SourceTensor, WeightSource
 
 #: Smaller models are done before processes have started.
 FEW = 64_000_000

@@ -25,8 +25,7 @@ from lfm2export.progress import Progress, silent
 from lfm2export.spec import ModelSpec, parse_spec, read_config
 
 if TYPE_CHECKING:
-    from lfm2export.quant.blocks import QuantizedBlocks
-    from lfm2export.weights import BlockFormat
+    from lfm2export.weights import BlockFormat, QuantizedBlocks
 
 StoredDtype = Literal["F32", "F16", "BF16"]
 

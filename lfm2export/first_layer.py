@@ -27,10 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfm2export.errors import TensorError
-from lfm2export.quant import QuantizedBlocks, quantize
+from lfm2export.quant import quantize
 from lfm2export.quant.grid import Array
 from lfm2export.spec import CONV, ModelSpec
-from lfm2export.weights import BlockFormat, SourceTensor, WeightSource
+from lfm2export.weights import BlockFormat, QuantizedBlocks, SourceTensor, WeightSource
 
 PREFIX = "model.layers.0."
 TABLE = "model.embed_tokens.weight"

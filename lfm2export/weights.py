@@ -9,13 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from lfm2export.quant.blocks import QuantizedBlocks
 
 Component = Literal["values", "codes", "scales", "zero_points"]
 Quantizer = Literal["round", "search"]
@@ -30,26 +27,6 @@ RECIPE = "lfm2export.recipe"
 def stacked_name(parts: Sequence[str]) -> str:
     """Name of the matrix stacked of source tensors: `model.layers.0.feed_forward.w1.weight+w3`."""
     return parts[0] + "".join("+" + part.rsplit(".", 2)[-2] for part in parts[1:])
-
-
-class SourceTensor(Protocol):
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-
-class WeightSource(Protocol):
-    """What recipes are evaluated from: a checkpoint, read a range at a time, from any thread."""
-
-    @property
-    def tensors(self) -> Mapping[str, SourceTensor]: ...
-
-    def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows [start, stop) of axis 0, a C-contiguous array that the caller may change."""
-        ...
-
-    def prepared(self, name: str, start: int, stop: int, format: BlockFormat) -> QuantizedBlocks | None:
-        """The same rows in blocks of `format`, where they were quantized beforehand; None: quantize `rows`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -71,6 +48,43 @@ class BlockFormat:
     @property
     def zero_point(self) -> int:
         return 1 << (self.bits - 1)
+
+
+@dataclass(frozen=True)
+class QuantizedBlocks:
+    """A matrix [N, K] as integer codes with one float16 scale, and perhaps a zero point, per block.
+
+    In G blocks of S values a row: codes uint8 [N, G, S * bits / 8], scales float16 [N, G], zero_points uint8
+    [N, ceil(G * bits / 8)] or None when the format is symmetric. saturated: how many blocks held a value that no
+    float16 scale reaches; such values were limited to the largest one that it reaches. largest: the greatest magnitude
+    among them, 0 when there is none.
+    """
+
+    codes: NDArray[np.uint8]
+    scales: NDArray[np.float16]
+    zero_points: NDArray[np.uint8] | None
+    saturated: int = 0
+    largest: float = 0.0
+
+
+class SourceTensor(Protocol):
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+class WeightSource(Protocol):
+    """What recipes are evaluated from: a checkpoint, read a range at a time, from any thread."""
+
+    @property
+    def tensors(self) -> Mapping[str, SourceTensor]: ...
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows [start, stop) of axis 0, a C-contiguous array that the caller may change."""
+        ...
+
+    def prepared(self, name: str, start: int, stop: int, format: BlockFormat) -> QuantizedBlocks | None:
+        """The same rows in blocks of `format`, where they were quantized beforehand; None: quantize `rows`."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ import pytest
 from lfm2export import writer
 from lfm2export.errors import Lfm2ExportError, TensorError
 from lfm2export.pool import Pool
-from lfm2export.quant import QuantizedBlocks
-from lfm2export.weights import BlockFormat
+from lfm2export.weights import BlockFormat, QuantizedBlocks
 from lfm2export.writer import write_model
 from weight_recipes import Matrix, every_kind, model_of, small_pieces
 

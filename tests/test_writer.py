@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from lfm2export import pieces
 from lfm2export.contract import IR_VERSION, MICROSOFT_OPSET, OPSET
-from lfm2export.quant import QuantizedBlocks, dequantize, quantize
-from lfm2export.weights import BlockFormat, Recipe
+from lfm2export.quant import dequantize, quantize
+from lfm2export.weights import BlockFormat, QuantizedBlocks, Recipe
 from lfm2export.writer import data_name, lay_out, write_model
 from tests.weight_recipes import Q4, Matrix, Source, every_kind, gaussian, model_of, quantized, small_pieces
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from lfm2export import pieces, writer
 from lfm2export.contract import IR_VERSION, MICROSOFT_OPSET, OPSET
-from lfm2export.quant import QuantizedBlocks, quantize
-from lfm2export.weights import RECIPE, BlockFormat, Recipe
+from lfm2export.quant import quantize
+from lfm2export.weights import RECIPE, BlockFormat, QuantizedBlocks, Recipe
 
 Matrix = NDArray[np.float32]
 Q4 = BlockFormat(4, 32, symmetric=False)

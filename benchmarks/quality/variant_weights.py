@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,14 +19,14 @@ from lfm2export.calibrate.tuning import Student, tune
 from lfm2export.checkpoint import Checkpoint
 from lfm2export.measures import Array
 from lfm2export.progress import Progress
-from lfm2export.quant import QuantizedBlocks, dequantize, quantize
+from lfm2export.quant import dequantize, quantize
 from lfm2export.quant.folding import activation_scale
 from lfm2export.quant.gptq import DAMPING
 from lfm2export.recipes import TABLES, Options, table_format
 from lfm2export.reference.stream import StreamReference
 from lfm2export.reference.weights import Override, SourceWeights
 from lfm2export.spec import CONV
-from lfm2export.weights import BlockFormat
+from lfm2export.weights import BlockFormat, QuantizedBlocks
 
 #: Where a scale per column can be folded, by the matrix whose columns it scales.
 Place = Literal["operator norm", "kernel", "ffn norm", "gate"]
@@ -129,11 +130,13 @@ def quantize_layers(
             place = PLACES[checkpoint.spec.layer_types[layer] == CONV][index]
             inputs = formers[-1]
             assert inputs is not None
+            source = {name: weight.copy() for name, weight in linear.weights().items()}  # `put` writes over it
             exponent, scale, quantized, sources = best_fold(
-                linear.weights(), inputs, sequences.fitted_rows, place, variant, scratch, pool
+                source, inputs, sequences.fitted_rows, place, variant, scratch, pool
             )
             for name, blocks in quantized.blocks.items():
-                linear.put(name, np.divide(dequantize(blocks, found.form, len(scale)), scale))
+                whole = np.divide(dequantize(blocks, found.form, len(scale)), scale)
+                linear.put(name, partial(_part, whole))
             found.blocks |= quantized.blocks
             found.sources |= sources
             found.choices.append(quantized.choice)
@@ -172,6 +175,10 @@ def best_fold(
         quantized = quantize_matrix(sources, form, scaled, fitted, scratch, pool, variant.damping)
         tried.append((exponent, scale, quantized, sources))
     return least(tried)
+
+
+def _part(whole: Array, start: int, stop: int) -> Array:
+    return whole[start:stop]
 
 
 def least(tried: Sequence[Tried]) -> Tried:

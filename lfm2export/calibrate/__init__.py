@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ from lfm2export.calibrate.tuning import Tuned, tune_store
 from lfm2export.checkpoint import Checkpoint
 from lfm2export.progress import Progress, silent
 from lfm2export.quant import dequantize, quantize
+from lfm2export.quant.blocks import cut_rows
 from lfm2export.recipes import TABLES
+from lfm2export.reference.available import give_back
 from lfm2export.reference.stream import StreamReference
 from lfm2export.reference.weights import Override, SourceWeights
-from lfm2export.weights import BlockFormat
+from lfm2export.weights import BlockFormat, QuantizedBlocks
 
 __all__ = ["Calibrated", "Choice", "Store", "calibrate"]
 
@@ -112,20 +115,31 @@ def calibrate(
                     continue
                 if format.bits == 8:  # nothing to win; what follows sees the rounding that the file will have
                     for name, weight in parts.items():
-                        linear.put(name, dequantize(quantize(weight, format), format, former.shape[1]))
+                        linear.put(name, partial(_rounded, weight, format))
                     continue
                 found = quantize_matrix(parts, format, former, sequences.fitted_rows, scratch, pool)
                 choices.append(found.choice)
                 for name, blocks in found.blocks.items():
                     store.put_blocks(name, format, blocks)
-                    linear.put(name, dequantize(blocks, format, former.shape[1]))
+                    linear.put(name, partial(_read_back, blocks, format, former.shape[1]))
             assert former is not None
             stream.finish(former)
+            give_back()
         progress("calibrate", 4 * layers, 4 * layers, "matrices")
         tuned = None
         if checkpoint.spec.num_parameters < TUNED:
             tuned = tune_store(store, choices, reference, sequences, pool, progress)
     return Calibrated(store, tuple(choices), text.name, text.tokens, tuned)
+
+
+def _rounded(weight: NDArray[np.float32], format: BlockFormat, start: int, stop: int) -> NDArray[np.float32]:
+    return dequantize(quantize(weight[start:stop], format), format, weight.shape[1])
+
+
+def _read_back(
+    blocks: QuantizedBlocks, format: BlockFormat, columns: int, start: int, stop: int
+) -> NDArray[np.float32]:
+    return dequantize(cut_rows(blocks, start, stop), format, columns)
 
 
 def _rounded_table(checkpoint: Checkpoint, format_of: FormatOf) -> Override:

@@ -26,6 +26,9 @@ from lfm2export.reference.stream import StreamReference, causal_mask
 Array = NDArray[np.float32]
 Span = tuple[int, int]
 
+#: Rows of a weight that are put in its place at once.
+ROWS = 512
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -36,9 +39,12 @@ class Linear:
     def weights(self) -> dict[str, Array]:
         return {name: module.weight.numpy() for name, module in self.parts.items()}
 
-    def put(self, name: str, weight: Array) -> None:
-        """Compute with `weight` [N, K] from now on."""
-        self.parts[name].weight = torch.nn.Parameter(torch.from_numpy(weight), requires_grad=False)
+    def put(self, name: str, rows: Callable[[int, int], Array]) -> None:
+        """Compute from now on with the weight whose rows [start, stop) `rows` gives; no second one is made."""
+        weight = self.parts[name].weight
+        for start in range(0, len(weight), ROWS):
+            stop = min(start + ROWS, len(weight))
+            weight[start:stop] = torch.from_numpy(rows(start, stop))
 
 
 class Stream:

@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfm2export.calibrate.activations import Scratch, output_error, second_moments
-from lfm2export.quant import QuantizedBlocks, dequantize, quantize
-from lfm2export.quant.blocks import take_rows
+from lfm2export.quant import dequantize, quantize
+from lfm2export.quant.blocks import cut_rows, take_rows
 from lfm2export.quant.descent import descend, rounds_for
 from lfm2export.quant.gptq import DAMPING, Factor, FactorError, factorize, quantize_gptq
 from lfm2export.quant.moved import beyond
 from lfm2export.quant.rounding import quantize_round
 from lfm2export.quant.search import quantize_search
-from lfm2export.weights import BlockFormat
+from lfm2export.weights import BlockFormat, QuantizedBlocks
 
 Array = NDArray[np.float32]
 
@@ -171,10 +171,8 @@ def _worse_than_rounding(weight: Array, format: BlockFormat, blocks: QuantizedBl
 
     found = np.zeros(blocks.scales.shape, np.bool_)
     for start, stop in _cuts(*weight.shape):
-        rows, place = weight[start:stop], slice(start, stop)
-        zeros = blocks.zero_points[place] if blocks.zero_points is not None else None
-        mine = QuantizedBlocks(blocks.codes[place], blocks.scales[place], zeros)
-        found[place] = error(mine, rows) > error(quantize_round(rows, format), rows)
+        rows = weight[start:stop]
+        found[start:stop] = error(cut_rows(blocks, start, stop), rows) > error(quantize_round(rows, format), rows)
     return found
 
 

@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfm2export.checkpoint import Checkpoint, StoredTensor
-from lfm2export.quant.blocks import QuantizedBlocks
-from lfm2export.weights import BlockFormat
+from lfm2export.weights import BlockFormat, QuantizedBlocks
 
 Array = NDArray[np.float32]
 

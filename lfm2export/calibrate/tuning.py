@@ -36,11 +36,11 @@ from lfm2export.calibrate.matrix import MOVED, Choice, keep_within
 from lfm2export.calibrate.store import Store
 from lfm2export.checkpoint import EMBEDDING, HEAD
 from lfm2export.progress import Progress, silent
-from lfm2export.quant.blocks import QuantizedBlocks, unpack
+from lfm2export.quant.blocks import unpack
 from lfm2export.reference.run import Run
 from lfm2export.reference.stream import StreamReference, causal_mask
 from lfm2export.reference.weights import SourceWeights
-from lfm2export.weights import BlockFormat
+from lfm2export.weights import BlockFormat, QuantizedBlocks
 
 Array = NDArray[np.float32]
 

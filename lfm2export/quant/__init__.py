@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfm2export.errors import TensorError
-from lfm2export.quant.blocks import QuantizedBlocks, dequantize
+from lfm2export.quant.blocks import dequantize
 from lfm2export.quant.rounding import quantize_round
 from lfm2export.quant.search import quantize_search
-from lfm2export.weights import BlockFormat, Quantizer, WeightSource
+from lfm2export.weights import BlockFormat, QuantizedBlocks, Quantizer, WeightSource
 
-__all__ = ["QUANTIZERS", "QuantizedBlocks", "blocks_of", "dequantize", "quantize"]
+__all__ = ["QUANTIZERS", "blocks_of", "dequantize", "quantize"]
 
 Array = NDArray[np.float32]
 

@@ -11,28 +11,10 @@ Source: the operator's schema in onnxruntime (docs/ContribOperators.md); the tes
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
-from lfm2export.weights import BlockFormat
-
-
-@dataclass(frozen=True)
-class QuantizedBlocks:
-    """A matrix [N, K] as integer codes with one float16 scale, and perhaps a zero point, per block.
-
-    codes uint8 [N, G, S * bits / 8], scales float16 [N, G], zero_points uint8 [N, ceil(G * bits / 8)] or None when the
-    format is symmetric. saturated: how many blocks held a value that no float16 scale reaches; such values were limited
-    to the largest one that it reaches. largest: the greatest magnitude among them, 0 when there is none.
-    """
-
-    codes: NDArray[np.uint8]
-    scales: NDArray[np.float16]
-    zero_points: NDArray[np.uint8] | None
-    saturated: int = 0
-    largest: float = 0.0
+from lfm2export.weights import BlockFormat, QuantizedBlocks
 
 
 def take_rows(first: QuantizedBlocks, second: QuantizedBlocks, rows: NDArray[np.bool_]) -> QuantizedBlocks:
@@ -43,6 +25,12 @@ def take_rows(first: QuantizedBlocks, second: QuantizedBlocks, rows: NDArray[np.
     codes = np.where(rows[:, None, None], second.codes, first.codes)
     scales = np.where(rows[:, None], second.scales, first.scales)
     return QuantizedBlocks(codes, scales, zeros, first.saturated, first.largest)
+
+
+def cut_rows(blocks: QuantizedBlocks, start: int, stop: int) -> QuantizedBlocks:
+    """Rows [start, stop), as views."""
+    zeros = blocks.zero_points[start:stop] if blocks.zero_points is not None else None
+    return QuantizedBlocks(blocks.codes[start:stop], blocks.scales[start:stop], zeros)
 
 
 def code_bytes(format: BlockFormat) -> int:

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lfm2export.quant.blocks import QuantizedBlocks, pack, unpack
+from lfm2export.quant.blocks import pack, unpack
 from lfm2export.quant.grid import HALF_MAX
-from lfm2export.weights import BlockFormat
+from lfm2export.weights import BlockFormat, QuantizedBlocks
 
 Array = NDArray[np.float32]
 

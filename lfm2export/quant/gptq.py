@@ -30,10 +30,10 @@ import torch
 from numpy.typing import NDArray
 
 from lfm2export.errors import Lfm2ExportError
-from lfm2export.quant.blocks import QuantizedBlocks, dequantize, pack, take_rows, unpack
+from lfm2export.quant.blocks import dequantize, pack, take_rows, unpack
 from lfm2export.quant.rounding import quantize_round
 from lfm2export.quant.search import quantize_search
-from lfm2export.weights import BlockFormat
+from lfm2export.weights import BlockFormat, QuantizedBlocks
 
 Array = NDArray[np.float32]
 

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfm2export.errors import TensorError
-from lfm2export.quant.blocks import QuantizedBlocks, code_bytes, pack
-from lfm2export.weights import BlockFormat
+from lfm2export.quant.blocks import code_bytes, pack
+from lfm2export.weights import BlockFormat, QuantizedBlocks
 
 Array = NDArray[np.float32]
 

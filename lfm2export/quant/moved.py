@@ -22,8 +22,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from lfm2export.quant.blocks import QuantizedBlocks, dequantize
-from lfm2export.weights import BlockFormat
+from lfm2export.quant.blocks import dequantize
+from lfm2export.weights import BlockFormat, QuantizedBlocks
 
 SLOPE, MEAN, FAR = 0.35, 0.55, 5.0
 

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lfm2export.quant.blocks import QuantizedBlocks
 from lfm2export.quant.grid import Array, Chunk, Grid, encode, quantize_chunks, to_half
-from lfm2export.weights import BlockFormat
+from lfm2export.weights import BlockFormat, QuantizedBlocks
 
 
 def extreme(chunk: Chunk) -> Array:

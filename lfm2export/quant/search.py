@@ -18,10 +18,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from lfm2export.quant.blocks import QuantizedBlocks
 from lfm2export.quant.grid import Array, Chunk, Grid, block_dot, encode, quantize_chunks, squared_error, to_half
 from lfm2export.quant.rounding import extreme, plain_grid
-from lfm2export.weights import BlockFormat
+from lfm2export.weights import BlockFormat, QuantizedBlocks
 
 #: Multiples of the plain scale. A negative one puts the extreme at the end with one level less.
 SYMMETRIC_FACTORS = (0.82, 0.86, 0.90, 0.94, 0.98, 1.02, 1.10, -1.18)

@@ -101,9 +101,7 @@ class FileChecks:
         begin = time.perf_counter()
         stored = read_stored(self.model, self.path.parent, self.spec)
         self.found.measure(CheckName.WEIGHTS, lambda: self._weights(stored))
-        own = None if self.exact else self._own(stored)
-        give_back()
-        logits_mode = self._sessions(own, stored)
+        logits_mode = self._sessions(None if self.exact else self._own(stored), stored)
         give_back()
         if self.plan.text is not None:
             self.found.measure(CheckName.TEXT, self._text)
@@ -154,17 +152,19 @@ class FileChecks:
 
     def _sessions(self, own: Own | None, stored: StoredWeights) -> str:
         """The exact copy, if the file is not its own, its faint copy, then the file as shipped; its logits mode."""
+        prompts, faint = (own.prompts, own.faint) if own is not None else (None, None)
         if not self.exact:
-            exact = self._open_exact(self.model)
-            if own is not None:
-                self.found.measure(CheckName.ARITHMETIC, lambda: self._arithmetic(exact, own.prompts))
-            self._routes(exact, Form.EXACT, own.long if own is not None else None)
-            del exact
             give_back()
-        self.found.measure(CheckName.NORMS, lambda: self._norms(own, stored))
+            exact = self._open_exact(self.model)
+            if prompts is not None:
+                self.found.measure(CheckName.ARITHMETIC, lambda: self._arithmetic(exact, prompts))
+            self._routes(exact, Form.EXACT, own.long if own is not None else None)
+            del exact, own  # with the caches of a long prompt
+            give_back()
+        self.found.measure(CheckName.NORMS, lambda: self._norms(faint, stored))
         give_back()
         model = self._open(None, {}, "all")
-        self.found.measure(CheckName.FILE, lambda: self._file(model, own.prompts if own is not None else None))
+        self.found.measure(CheckName.FILE, lambda: self._file(model, prompts))
         self._routes(model, Form.SHIPPED, self.plan.expected_long if self.exact else None)
         self.found.measure(CheckName.GREEDY, lambda: self._greedy(model))
         return model.logits_mode
@@ -179,9 +179,8 @@ class FileChecks:
 
         return StreamReference(SourceWeights(self.plan.source.checkpoint, override, half))
 
-    def _norms(self, own: Own | None, stored: StoredWeights) -> Check:
+    def _norms(self, wanted: Expected | None, stored: StoredWeights) -> Check:
         faint = faint_copy(self.model, stored, self.spec)
-        wanted = own.faint if own is not None else None
         if faint is not None and self.exact:
             first = self.plan.expected[0]
             wanted = expect_faint(self._streamed(), first.prompt, first.answer, self.progress)

@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from lfm2export.errors import ArtifactError
-from lfm2export.quant.blocks import QuantizedBlocks, dequantize
+from lfm2export.quant.blocks import dequantize
 from lfm2export.recipes import BLOCK_SIZES
 from lfm2export.spec import ModelSpec
-from lfm2export.weights import BlockFormat
+from lfm2export.weights import BlockFormat, QuantizedBlocks
 
 Kind = Literal["plain", "transposed", "blocks"]
 

@@ -26,12 +26,13 @@ from numpy.typing import NDArray
 from lfm2export.checkpoint import Checkpoint
 from lfm2export.first_layer import first_layer_importance
 from lfm2export.progress import Progress, silent
-from lfm2export.quant.blocks import QuantizedBlocks, dequantize, unpack
+from lfm2export.quant.blocks import dequantize, unpack
 from lfm2export.quant.grid import HALF_MAX
 from lfm2export.quant.moved import beyond
 from lfm2export.quant.rounding import quantize_round
 from lfm2export.verify.figures import WeightMeasure
 from lfm2export.verify.stored import Stored, StoredWeights
+from lfm2export.weights import QuantizedBlocks
 
 Floats = NDArray[np.float32]
 

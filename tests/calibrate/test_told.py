@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from lfm2export.calibrate.matrix import FEW, _told, _worse_than_rounding
-from lfm2export.quant import QuantizedBlocks, quantize
+from lfm2export.quant import quantize
 from lfm2export.quant.search import quantize_search
-from lfm2export.weights import BlockFormat
+from lfm2export.weights import BlockFormat, QuantizedBlocks
 
 WEIGHT = np.random.default_rng(0).standard_normal((128, 240)).astype(np.float32)
 

@@ -14,11 +14,11 @@ from lfm2export import measures
 from lfm2export.calibrate.activations import workers
 from lfm2export.calibrate.tuning import BlockLinear, Student, divergence, tune
 from lfm2export.checkpoint import Checkpoint, open_checkpoint
-from lfm2export.quant import QuantizedBlocks, dequantize, quantize
+from lfm2export.quant import dequantize, quantize
 from lfm2export.reference.run import Run
 from lfm2export.reference.stream import StreamReference
 from lfm2export.reference.weights import SourceWeights
-from lfm2export.weights import BlockFormat
+from lfm2export.weights import BlockFormat, QuantizedBlocks
 from tiny import write_tiny
 
 FORMAT = BlockFormat(4, 32, symmetric=False)

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from lfm2export.passes.matching import Firing, remove_dead
-from lfm2export.quant import QuantizedBlocks, quantize
+from lfm2export.quant import quantize
 from lfm2export.spec import CONV, FULL_ATTENTION, ModelSpec
-from lfm2export.weights import RECIPE, BlockFormat, Recipe
+from lfm2export.weights import RECIPE, BlockFormat, QuantizedBlocks, Recipe
 
 Array = NDArray[Any]
 Feeds = Mapping[str, Array]

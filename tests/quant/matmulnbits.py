@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from lfm2export.contract import IR_VERSION, MICROSOFT_OPSET, OPSET
-from lfm2export.quant import QuantizedBlocks
-from lfm2export.weights import BlockFormat
+from lfm2export.weights import BlockFormat, QuantizedBlocks
 
 
 def read_by_onnxruntime(

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lfm2export.quant import QuantizedBlocks, dequantize, descent, quantize
+from lfm2export.quant import dequantize, descent, quantize
 from lfm2export.quant.descent import descend, rounds_for
 from lfm2export.quant.gptq import DAMPING, factorize, quantize_gptq
-from lfm2export.weights import BlockFormat
+from lfm2export.weights import BlockFormat, QuantizedBlocks
 from matmulnbits import read_by_onnxruntime
 
 Array = NDArray[np.float32]

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lfm2export.quant import QuantizedBlocks, dequantize
+from lfm2export.quant import dequantize
 from lfm2export.quant.blocks import unpack
 from lfm2export.quant.gptq import BLOCK, FactorError, factorize, objective, quantize_gptq
 from lfm2export.quant.rounding import quantize_round
 from lfm2export.quant.search import quantize_search
-from lfm2export.weights import BlockFormat
+from lfm2export.weights import BlockFormat, QuantizedBlocks
 from matmulnbits import read_by_onnxruntime
 
 Array = NDArray[np.float32]

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lfm2export.quant import QuantizedBlocks, quantize
+from lfm2export.quant import quantize
 from lfm2export.quant.blocks import pack, unpack
 from lfm2export.quant.gptq import factorize, quantize_gptq
 from lfm2export.quant.moved import beyond
-from lfm2export.weights import BlockFormat
+from lfm2export.weights import BlockFormat, QuantizedBlocks
 
 Array = NDArray[np.float32]
 Spoil = Callable[[QuantizedBlocks], QuantizedBlocks]

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from lfm2export.quant import QuantizedBlocks, dequantize
+from lfm2export.quant import dequantize
 from lfm2export.quant.blocks import code_bytes, pack, unpack, zero_point_bytes
-from lfm2export.weights import BlockFormat
+from lfm2export.weights import BlockFormat, QuantizedBlocks
 from matmulnbits import read_by_onnxruntime
 
 FORMATS = [
