@@ -26,8 +26,8 @@ from lfm2export.reference.stream import StreamReference, causal_mask
 Array = NDArray[np.float32]
 Span = tuple[int, int]
 
-#: Rows of a weight that are put in its place at once.
-ROWS = 512
+#: Rows of a weight that are put in its place at once, and tokens that the FFN, which is wide, computes at once.
+ROWS, TOKENS = 512, 128
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ class Stream:
 
     def finish(self, former: Array) -> None:
         def add(rows: slice) -> None:
-            self.hidden[rows] += self._w2(_tensor(former[rows])).numpy()[0]
+            for piece in _pieces(rows):
+                self.hidden[piece] += self._w2(_tensor(former[piece])).numpy()[0]
 
         self._each(add)
         self.module, self.linears = None, []
@@ -124,10 +125,16 @@ class Stream:
 
     def _gated(self, rows: slice, out: Array, former: Array | None) -> None:
         assert former is not None
-        out[rows] = self.module.feed_forward(_tensor(former[rows]))[0].numpy()
+        for piece in _pieces(rows):
+            out[piece] = self.module.feed_forward(_tensor(former[piece]))[0].numpy()
 
     def _each(self, work: Callable[[slice], None]) -> None:
         list(self.pool.map(lambda span: work(slice(*span)), self.sequences.ranges()))
+
+
+def _pieces(rows: slice) -> list[slice]:
+    """`rows` in pieces of :data:`TOKENS`, for what is made of each token by itself."""
+    return [slice(start, min(start + TOKENS, rows.stop)) for start in range(rows.start, rows.stop, TOKENS)]
 
 
 def _tensor(rows: Array) -> torch.Tensor:
