@@ -67,7 +67,7 @@ def main() -> None:
     type=click.Choice(["web", "cpu"]),
     default="web",
     show_default=True,
-    help="web: blocks of 32. cpu: of 128, faster on CPUs and coarser.",
+    help="web: blocks of 32. cpu: of 256, faster on CPUs and coarser.",
 )
 @click.option("--block-size", type=click.Choice(["16", "32", "64", "128", "256"]), help="Default: the profile's.")
 @click.option("--symmetric/--asymmetric", default=False, help="4-bit blocks without or with a zero point.")

@@ -77,7 +77,7 @@ class Target:
 class Options:
     """What a user may choose about the files; the same for every dtype of a build.
 
-    block_size: values of a matrix row that share a scale. 32 is WebGPU's fast path; 128 is faster on CPUs, and coarser.
+    block_size: values of a matrix row that share a scale. 32 is WebGPU's fast path; 256 is fastest on CPUs, and coarse.
     symmetric: 4-bit blocks without a zero point: smaller by 1/64 byte a parameter, and less exact.
     table_bits: of the embedding table in q4 and q4f16; the table is the most sensitive tensor of all.
     lookup: how the quantized table is read; see `passes.lookup`.
@@ -107,7 +107,7 @@ class Options:
 
 #: What `--profile` chooses where no option says otherwise; what decided each is in README "Which profile". Both run
 #: everywhere; what else was measured (packing, lookup, bits of the table) favours the same for both.
-PROFILES: Mapping[ProfileName, Options] = {"web": Options(block_size=32), "cpu": Options(block_size=128)}
+PROFILES: Mapping[ProfileName, Options] = {"web": Options(block_size=32), "cpu": Options(block_size=256)}
 
 
 def profiled(profile: ProfileName, **explicit: Any) -> Options:

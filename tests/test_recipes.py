@@ -251,7 +251,7 @@ def test_a_graph_of_another_dtype_breaks_the_contract(dtype: str) -> None:
 
 
 def test_a_profile_chooses_and_an_option_overrides_it() -> None:
-    assert profiled("web") == Options() and profiled("cpu") == Options(block_size=128)
+    assert profiled("web") == Options() and profiled("cpu") == Options(block_size=256)
     assert profiled("cpu", block_size=64, table_bits=None, symmetric=True) == Options(block_size=64, symmetric=True)
     with pytest.raises(Lfm2ExportError, match="block size is 48"):
         profiled("cpu", block_size=48)
