@@ -20,7 +20,7 @@ pytestmark = pytest.mark.large
 LARGEST = {"4": 206, "8": 240}
 NODES = {"4": 372, "8": 360}
 
-#: By profile: resident memory of an open session as a multiple of its file's bytes, measured 1.85 and 1.51.
+#: By profile: resident memory of an open session as a multiple of its file's bytes, measured 1.85 and 1.45.
 RESIDENT = {"web": 1.9, "cpu": 1.6}
 
 #: Prints the bytes that a session adds to a process.
