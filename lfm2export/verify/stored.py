@@ -144,16 +144,29 @@ def read_stored(model: onnx.ModelProto, folder: Path, spec: ModelSpec) -> Stored
     """
     source = spec.source_tensors()
     raws = {t.name: raw_tensor(t, folder) for t in model.graph.initializer if t.data_type in _TYPES}
+    stated = _stated(model)
     found: dict[str, Stored] = {}
     for name in raws:
-        stored = _stored(name, raws, source)
+        stored = _stored(name, raws, source, stated.get(name))
         if stored is not None:
             found[name] = stored
     held = {part for stored in found.values() for part in stored.parts}
     return StoredWeights(found, tuple(name for name in source if name not in held))
 
 
-def _stored(name: str, raws: Mapping[str, Raw], source: Mapping[str, tuple[int, ...]]) -> Stored | None:
+def _stated(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
+    """Codes -> (bits, block size) that the operator which multiplies by them states."""
+    found = {}
+    for node in model.graph.node:
+        if node.op_type == "MatMulNBits":
+            values = {attribute.name: attribute.i for attribute in node.attribute}
+            found[node.input[1]] = (values.get("bits", 4), values.get("block_size", 0))
+    return found
+
+
+def _stored(
+    name: str, raws: Mapping[str, Raw], source: Mapping[str, tuple[int, ...]], stated: tuple[int, int] | None
+) -> Stored | None:
     raw = raws[name]
     base, _, suffix = name.rpartition(".")
     kinds: dict[str, Kind] = {"transposed": "transposed", "codes": "blocks"}
@@ -166,7 +179,7 @@ def _stored(name: str, raws: Mapping[str, Raw], source: Mapping[str, tuple[int, 
     whole = (sum(rows), *shapes[0][1:])
     if kind == "blocks":
         scales, zeros = raws.get(f"{base}.scales"), raws.get(f"{base}.zero_points")
-        form = _format(raw, scales, zeros, whole) if len(whole) == 2 else None
+        form = _format(raw, scales, zeros, whole, stated) if len(whole) == 2 else None
         return Stored(name, kind, parts, rows, raw, scales, zeros, form, whole[1]) if form is not None else None
     expected = whole if kind == "plain" else whole[::-1]
     return Stored(name, kind, parts, rows, raw) if raw.shape == expected and raw.dtype != "uint8" else None
@@ -179,16 +192,21 @@ def _parts(base: str) -> tuple[str, ...]:
     return (first, *(f"{owner.rpartition('.')[0]}.{other}.{kind}" for other in others))
 
 
-def _format(codes: Raw, scales: Raw | None, zeros: Raw | None, shape: tuple[int, ...]) -> BlockFormat | None:
-    """The one format that gives codes and scales these shapes."""
-    for bits in _BITS:
-        for size in BLOCK_SIZES:
-            form = BlockFormat(bits, size, symmetric=zeros is None)
-            blocks = form.blocks(shape[1])
-            if codes.shape == (shape[0], blocks, size * bits // 8) and codes.dtype == "uint8":
-                fits = scales is not None and scales.shape == (shape[0], blocks)
-                return form if fits else None
-    return None
+def _format(
+    codes: Raw, scales: Raw | None, zeros: Raw | None, shape: tuple[int, ...], stated: tuple[int, int] | None
+) -> BlockFormat | None:
+    """The format that gives codes and scales these shapes.
+
+    Of a matrix narrower than a block, half a block of 8 bits looks like a whole one of 4: then the operator decides.
+    """
+    formats = [BlockFormat(bits, size, symmetric=zeros is None) for bits in _BITS for size in BLOCK_SIZES]
+    found = []
+    for form in formats:
+        blocks = form.blocks(shape[1])
+        fits = codes.shape == (shape[0], blocks, form.block_size * form.bits // 8) and codes.dtype == "uint8"
+        if fits and scales is not None and scales.shape == (shape[0], blocks):
+            found.append(form)
+    return next((form for form in found if (form.bits, form.block_size) == stated), found[0] if found else None)
 
 
 def raw_tensor(tensor: TensorProto, folder: Path) -> Raw:
