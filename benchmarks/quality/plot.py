@@ -21,6 +21,13 @@ LOOKS = {
     "llama.cpp": ("#009e73", "D"),
 }
 
+#: Points that a letter of a name is wide and a line high, and where around its point a name is tried.
+WIDTH, HEIGHT = 3.6, 8.0
+OFFSETS = [
+    (6.0, 0.0),
+    *((dx, dy * sign) for dx in (8.0, 24.0, 48.0) for dy in (9.0, 18.0, 27.0, 36.0, 45.0) for sign in (1, -1)),
+]
+
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "quality",
@@ -40,7 +47,7 @@ def draw(results: Results, path: Path) -> None:
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.6, 4.8), layout="constrained")
+        figure = Figure(figsize=(9.0, 6.6), layout="constrained")
         paint(figure.subplots(), results)
         figure.savefig(path, format="svg", metadata={"Date": None})
 
@@ -56,12 +63,13 @@ def paint(axes: Axes, results: Results) -> list[Row]:
         bits, klds, errors = zip(*points, strict=True)
         axes.errorbar(bits, klds, yerr=errors, fmt=mark, color=color, ms=5.5, lw=1, mec="white", mew=0.6, label=family)
         drawn += rows
-    _label(axes, results, drawn)
     axes.set_yscale("log")
     axes.set_xlabel("bits a weight, all weights of the file")
     axes.set_ylabel("KLD to transformers fp32, nats a token")
     axes.set_title(f"{results.checkpoint}: what quantization costs, file as it runs", loc="left", fontsize=10)
     axes.legend(loc="upper right")
+    axes.margins(0.12, 0.08)
+    _label(axes, results, drawn)
     return drawn
 
 
@@ -72,19 +80,35 @@ def _point(results: Results, row: Row) -> tuple[float, float, float]:
 
 
 def _label(axes: Axes, results: Results, rows: list[Row]) -> None:
-    """Names beside the points; one that would cover its neighbour's goes to the other side."""
-    placed: list[tuple[float, float]] = []
-    for row in sorted(rows, key=lambda row: _point(results, row)[1]):
-        bits, kld, _ = _point(results, row)
-        near = any(abs(bits - x) < 0.45 and 0.94 < kld / y < 1.06 for x, y in placed)
+    """Names beside the points, each at the first place around its point that covers no point and no other name."""
+    axes.figure.canvas.draw()  # limits and scales are final only then
+    scale = axes.figure.dpi / 72
+    spots = {row.name: axes.transData.transform(_point(results, row)[:2]) / scale for row in rows}
+    taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in spots.values()]
+    for name, (x, y) in sorted(spots.items(), key=lambda item: item[1][1]):
+        width = WIDTH * len(name)
+        places = [(side, dx, dy) for dx, dy in OFFSETS for side in ("left", "right")]
+        boxes = []
+        for side, dx, dy in places:
+            left = x + dx if side == "left" else x - dx - width
+            boxes.append((left, y + dy - HEIGHT / 2, left + width, y + dy + HEIGHT / 2))
+        free = [number for number, box in enumerate(boxes) if not any(_meet(box, other) for other in taken)]
+        best = free[0] if free else 0
+        side, dx, dy = places[best]
+        taken.append(boxes[best])
         axes.annotate(
-            row.name,
-            (bits, kld),
-            (-6, 0) if near else (6, 0),
+            name,
+            _point(results, next(row for row in rows if row.name == name))[:2],
+            (dx if side == "left" else -dx, dy),
             textcoords="offset points",
-            ha="right" if near else "left",
+            ha=side,
             va="center",
             fontsize=6.5,
             color="#333333",
+            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "#999999", "shrinkA": 0, "shrinkB": 3} if dy else None,
         )
-        placed.append((bits, kld))
+
+
+def _meet(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    """Whether two boxes (left, bottom, right, top) overlap."""
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
