@@ -83,22 +83,22 @@ def _label(axes: Axes, results: Results, rows: list[Row]) -> None:
     """Names beside the points, each at the first place around its point that covers no point and no other name."""
     axes.figure.canvas.draw()  # limits and scales are final only then
     scale = axes.figure.dpi / 72
-    spots = {row.name: axes.transData.transform(_point(results, row)[:2]) / scale for row in rows}
+    points = {row.name: _point(results, row)[:2] for row in rows}
+    spots = {name: axes.transData.transform(point) / scale for name, point in points.items()}
     taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in spots.values()]
+    places = [(side, dx, dy) for dx, dy in OFFSETS for side in ("left", "right")]
     for name, (x, y) in sorted(spots.items(), key=lambda item: item[1][1]):
         width = WIDTH * len(name)
-        places = [(side, dx, dy) for dx, dy in OFFSETS for side in ("left", "right")]
-        boxes = []
+        boxes = {}
         for side, dx, dy in places:
             left = x + dx if side == "left" else x - dx - width
-            boxes.append((left, y + dy - HEIGHT / 2, left + width, y + dy + HEIGHT / 2))
-        free = [number for number, box in enumerate(boxes) if not any(_meet(box, other) for other in taken)]
-        best = free[0] if free else 0
-        side, dx, dy = places[best]
-        taken.append(boxes[best])
+            boxes[side, dx, dy] = (left, y + dy - HEIGHT / 2, left + width, y + dy + HEIGHT / 2)
+        free = (place for place, box in boxes.items() if not any(_meet(box, other) for other in taken))
+        side, dx, dy = place = next(free, places[0])
+        taken.append(boxes[place])
         axes.annotate(
             name,
-            _point(results, next(row for row in rows if row.name == name))[:2],
+            points[name],
             (dx if side == "left" else -dx, dy),
             textcoords="offset points",
             ha=side,

@@ -19,7 +19,7 @@ from lfm2export.calibrate.tuning import Student, tune
 from lfm2export.checkpoint import Checkpoint
 from lfm2export.measures import Array
 from lfm2export.progress import Progress
-from lfm2export.quant import dequantize, quantize
+from lfm2export.quant import dequantize, rounded
 from lfm2export.quant.folding import activation_scale
 from lfm2export.quant.gptq import DAMPING
 from lfm2export.recipes import TABLES, Options, table_format
@@ -98,7 +98,7 @@ def make(
     for name in TABLES:
         if name in checkpoint.tensors:
             rows = checkpoint.rows(name, 0, checkpoint.tensors[name].shape[0])
-            found.floats[name] = dequantize(quantize(rows, table), table, rows.shape[1])
+            found.floats[name] = rounded(rows, table)
     with workers(threads) as pool:
         quantize_layers(checkpoint, sequences, variant, found, Scratch(folder), pool, progress)
         tune_scales(checkpoint, sequences, found, pool, progress)

@@ -31,7 +31,7 @@ from lfm2export.hub import shipped_folder
 from lfm2export.matrices import matrices
 from lfm2export.measures import Array, Mean
 from lfm2export.progress import Progress, silent
-from lfm2export.quant import dequantize, quantize
+from lfm2export.quant import rounded
 from lfm2export.recipes import TABLES, Calibration, Options, body_format, table_format
 from lfm2export.reference import load_reference, torch_threads
 from lfm2export.verify.expected import expect_text
@@ -75,7 +75,7 @@ def rounded_weights(checkpoint: Checkpoint) -> dict[str, Array]:
     for name in (part for matrix in matrices(checkpoint.spec) for part in matrix.parts):
         form = table if name in TABLES else body
         rows = checkpoint.rows(name, 0, checkpoint.tensors[name].shape[0])
-        found[name] = dequantize(quantize(rows, form), form, rows.shape[1])
+        found[name] = rounded(rows, form)
     return found
 
 

@@ -25,7 +25,7 @@ from lfm2export.calibrate.text import CalibrationText
 from lfm2export.calibrate.tuning import Tuned, tune_store
 from lfm2export.checkpoint import Checkpoint
 from lfm2export.progress import Progress, silent
-from lfm2export.quant import dequantize, quantize
+from lfm2export.quant import dequantize, rounded
 from lfm2export.quant.blocks import cut_rows
 from lfm2export.recipes import TABLES
 from lfm2export.reference.available import give_back
@@ -133,7 +133,7 @@ def calibrate(
 
 
 def _rounded(weight: NDArray[np.float32], format: BlockFormat, start: int, stop: int) -> NDArray[np.float32]:
-    return dequantize(quantize(weight[start:stop], format), format, weight.shape[1])
+    return rounded(weight[start:stop], format)
 
 
 def _read_back(
@@ -145,12 +145,11 @@ def _read_back(
 def _rounded_table(checkpoint: Checkpoint, format_of: FormatOf) -> Override:
     """The embedding and the head as files of their format hold them; any other tensor as it is."""
     formats = {name: format_of((name,)) for name in TABLES}
-    columns = checkpoint.spec.hidden_size
 
     def override(name: str, start: int, stop: int) -> NDArray[np.float32] | None:
         format = formats.get(name)
         if format is None:
             return None
-        return dequantize(quantize(checkpoint.rows(name, start, stop), format), format, columns)
+        return rounded(checkpoint.rows(name, start, stop), format)
 
     return override

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lfm2export.calibrate.activations import Scratch, output_error, second_moments
 from lfm2export.quant import dequantize, quantize
-from lfm2export.quant.blocks import cut_rows, take_rows
+from lfm2export.quant.blocks import cut_rows, in_blocks, take_rows
 from lfm2export.quant.descent import descend, rounds_for
 from lfm2export.quant.gptq import DAMPING, Factor, FactorError, factorize, quantize_gptq
 from lfm2export.quant.moved import beyond
@@ -161,12 +161,10 @@ def _told(
 
 def _worse_than_rounding(weight: Array, format: BlockFormat, blocks: QuantizedBlocks) -> NDArray[np.bool_]:
     """Blocks [N, G] whose squared error exceeds that of plain rounding."""
-    columns = weight.shape[1]
-    rest = -columns % format.block_size
 
     def error(found: QuantizedBlocks, rows: Array) -> Array:
-        difference = np.pad(rows - dequantize(found, format, columns), ((0, 0), (0, rest)))
-        squared: Array = np.square(difference).reshape(len(rows), -1, format.block_size).sum(axis=2)
+        difference = rows - dequantize(found, format, weight.shape[1])
+        squared: Array = np.square(in_blocks(difference, format.block_size)).sum(axis=2)
         return squared
 
     found = np.zeros(blocks.scales.shape, np.bool_)

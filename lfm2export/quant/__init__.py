@@ -13,7 +13,7 @@ from lfm2export.quant.rounding import quantize_round
 from lfm2export.quant.search import quantize_search
 from lfm2export.weights import BlockFormat, QuantizedBlocks, Quantizer, WeightSource
 
-__all__ = ["QUANTIZERS", "blocks_of", "dequantize", "quantize"]
+__all__ = ["QUANTIZERS", "blocks_of", "dequantize", "quantize", "rounded"]
 
 Array = NDArray[np.float32]
 
@@ -53,3 +53,8 @@ def blocks_of(source: WeightSource, name: str, start: int, stop: int, format: Bl
         return quantize(rows, format)
     except TensorError as error:
         raise TensorError(f"{name}: {error}") from error
+
+
+def rounded(rows: Array, format: BlockFormat) -> Array:
+    """`rows` [N, K] as a file holds them in `format`."""
+    return np.ascontiguousarray(dequantize(quantize(rows, format), format, rows.shape[1]))

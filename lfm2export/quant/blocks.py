@@ -11,10 +11,20 @@ Source: the operator's schema in onnxruntime (docs/ContribOperators.md); the tes
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from lfm2export.weights import BlockFormat, QuantizedBlocks
+
+
+def in_blocks(matrix: NDArray[Any], size: int) -> NDArray[Any]:
+    """[N, K] -> [N, G, S], with zeros behind."""
+    rows, columns = matrix.shape
+    rest = -columns % size
+    whole = np.pad(matrix, ((0, 0), (0, rest))) if rest else matrix
+    return whole.reshape(rows, -1, size)
 
 
 def take_rows(first: QuantizedBlocks, second: QuantizedBlocks, rows: NDArray[np.bool_]) -> QuantizedBlocks:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from lfm2export.quant.blocks import dequantize
+from lfm2export.quant.blocks import dequantize, in_blocks
 from lfm2export.weights import BlockFormat, QuantizedBlocks
 
 SLOPE, MEAN, FAR = 0.35, 0.55, 5.0
@@ -34,8 +34,8 @@ UNIT = 2.0**-24
 def beyond(weight: NDArray[np.float32], quantized: QuantizedBlocks, format: BlockFormat) -> NDArray[np.bool_]:
     """Blocks [N, G] of `quantized` that are further from `weight` [N, K] than moving codes on purpose takes them."""
     columns = weight.shape[1]
-    values = _blocks(dequantize(quantized, format, columns), format.block_size)
-    error = _blocks(weight, format.block_size) - values
+    values = in_blocks(dequantize(quantized, format, columns), format.block_size)
+    error = in_blocks(weight, format.block_size) - values
     unit = np.maximum(np.abs(quantized.scales.astype(np.float32)), np.float32(UNIT))
     with np.errstate(invalid="ignore"):  # a damaged scale may be infinite; NaN is beyond every limit
         along = np.abs(np.einsum("ngs,ngs->ng", error, values))
@@ -44,11 +44,3 @@ def beyond(weight: NDArray[np.float32], quantized: QuantizedBlocks, format: Bloc
         within &= np.abs(error).max(axis=-1) <= FAR * unit
     result: NDArray[np.bool_] = ~within
     return result
-
-
-def _blocks(matrix: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    """[N, K] -> [N, G, S], with zeros behind."""
-    rows, columns = matrix.shape
-    rest = -columns % size
-    whole = np.pad(matrix, ((0, 0), (0, rest))) if rest else matrix
-    return whole.reshape(rows, -1, size)

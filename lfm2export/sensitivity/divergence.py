@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lfm2export.sensitivity.formats import rounded
+from lfm2export.quant import rounded
 from lfm2export.weights import BlockFormat
 
 Array = NDArray[np.float32]

@@ -29,10 +29,11 @@ from lfm2export.calibrate.activations import Scratch, workers
 from lfm2export.checkpoint import EMBEDDING, HEAD, Checkpoint
 from lfm2export.matrices import Matrix
 from lfm2export.progress import Progress, silent
+from lfm2export.quant import rounded
 from lfm2export.reference.stream import StreamReference, causal_mask
 from lfm2export.reference.weights import SourceWeights
 from lfm2export.sensitivity.divergence import divergences
-from lfm2export.sensitivity.formats import as_stored, rounded
+from lfm2export.sensitivity.formats import as_stored
 from lfm2export.weights import BlockFormat, WeightSource
 
 Array = NDArray[np.float32]

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfm2export.matrices import Matrix
-from lfm2export.quant import blocks_of, dequantize, quantize
+from lfm2export.quant import blocks_of, dequantize
 from lfm2export.quant.blocks import code_bytes, zero_point_bytes
 from lfm2export.weights import BlockFormat, Quantizer, WeightSource
 
@@ -50,11 +50,6 @@ def stored_bytes(matrix: Matrix, format: BlockFormat) -> int:
     blocks = format.blocks(matrix.columns)
     zeros = 0 if format.symmetric else zero_point_bytes(format, matrix.columns)
     return matrix.rows * (blocks * (code_bytes(format) + 2) + zeros)
-
-
-def rounded(rows: Array, format: BlockFormat) -> Array:
-    """`rows` [N, K] as a file holds them in `format`."""
-    return np.ascontiguousarray(dequantize(quantize(rows, format), format, rows.shape[1]))
 
 
 def as_stored(source: WeightSource, part: str, start: int, stop: int, format: BlockFormat) -> Array:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from lfm2export.checkpoint import Checkpoint
 from lfm2export.first_layer import first_layer_importance
 from lfm2export.progress import Progress, silent
-from lfm2export.quant.blocks import dequantize, unpack
+from lfm2export.quant.blocks import dequantize, in_blocks, unpack
 from lfm2export.quant.grid import HALF_MAX
 from lfm2export.quant.moved import beyond
 from lfm2export.quant.rounding import quantize_round
@@ -82,7 +82,7 @@ def _measure(stored: Stored, checkpoint: Checkpoint, importance: Mapping[str, Fl
             bad, over = _block_faults(stored, quantized, source, values, importance.get(part))
             worse += int(over.sum())
             assert stored.format is not None
-            broken = over | _padded(bad, stored.format.block_size).any(axis=-1)
+            broken = over | in_blocks(bad, stored.format.block_size).any(axis=-1)
             blocks, touched = blocks + broken.size, touched + int(broken.sum())
             away = beyond(source, quantized, stored.format) if broken.any() else np.zeros_like(over)
             far += int(away.sum())
@@ -154,7 +154,7 @@ def _block_faults(
     form = stored.format
     assert form is not None
     columns = stored.columns
-    weights = _padded(source, form.block_size)  # [n, G, S]
+    weights = in_blocks(source, form.block_size)  # [n, G, S]
     scale = blocks.scales.astype(np.float32)[..., None]
     codes = unpack(blocks.codes, form.bits, form.block_size).astype(np.float32)
     zero: Any = np.float32(form.zero_point)
@@ -165,10 +165,10 @@ def _block_faults(
     far = ~(np.abs(wanted - codes) <= NEAREST)  # NaN is far from everything
     bad = far.reshape(len(source), -1)[:, :columns]
     plain = dequantize(quantize_round(np.ascontiguousarray(source), form), form, columns)
-    forms = [weights, _padded(values, form.block_size), _padded(plain, form.block_size)]
+    forms = [weights, in_blocks(values, form.block_size), in_blocks(plain, form.block_size)]
     over = _worse(*forms)
     if importance is not None and over.any():
-        root = _padded(np.sqrt(importance)[None], form.block_size)
+        root = in_blocks(np.sqrt(importance)[None], form.block_size)
         over &= _worse(*(part * root for part in forms))
     return bad, over
 
@@ -185,14 +185,6 @@ def _block_error(weights: NDArray[np.float32], values: NDArray[np.float32]) -> N
     difference = weights - values
     error: NDArray[np.float64] = np.einsum("ngs,ngs->ng", difference, difference, dtype=np.float64)
     return error
-
-
-def _padded(matrix: NDArray[Any], size: int) -> NDArray[Any]:
-    """[n, K] -> [n, G, S], with zeros behind."""
-    rows, columns = matrix.shape
-    rest = -columns % size
-    whole = np.pad(matrix, ((0, 0), (0, rest))) if rest else matrix
-    return whole.reshape(rows, -1, size)
 
 
 def _first(stored: Stored, part: str, place: list[int]) -> str:
