@@ -94,7 +94,8 @@ class ExplicitCacheLM(torch.nn.Module):  # type: ignore[misc]  # torch is not fo
         past_count = attention_mask.sum(1, keepdim=True) - new_count
         offset = new_mask.argmax(1, keepdim=True)  # first valid token of each row
         steps = torch.arange(length)
-        order = torch.clamp(steps + offset, max=length - 1)  # [B, S]
+        # [B, S]; of a tensor, for the exporter has no remainder by a symbolic size
+        order = (steps + offset) % torch.scalar_tensor(length, dtype=torch.int64)
 
         past_length = next((entry[0].shape[2] for entry in past if isinstance(entry, tuple | list)), 0)
         slot = torch.arange(past_length + length)
@@ -111,10 +112,9 @@ class ExplicitCacheLM(torch.nn.Module):  # type: ignore[misc]  # torch is not fo
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        if self.logits == "last":
-            index = torch.clamp(new_count - 1, min=0)
-        else:  # back to where each token stood: the k-th valid token is at packed place k
-            index = torch.clamp(new_mask.cumsum(1) - 1, min=0)
+        # All go back to where each token stood: the k-th valid token is at packed place k.
+        places = new_mask.cumsum(1) - new_mask
+        index = torch.clamp(new_count - 1, min=0) if self.logits == "last" else places
         hidden = torch.gather(hidden, 1, index.unsqueeze(2).expand(-1, -1, hidden.shape[2]))
         presents = [tensor for layer in range(len(past)) for tensor in cache.present[layer]]
         return (self.model.lm_head(hidden), *presents)

@@ -16,6 +16,7 @@ from lfm2export.passes import (
     attention,
     cleanup,
     last_token,
+    packing,
     projections,
     qk_norm,
     rms_norm,
@@ -42,10 +43,11 @@ _FUSIONS = (
     Pass("rms_norm", rms_norm.fuse, rms_norm.expected),
     Pass("rotary", rotary.fuse, rotary.expected),
     Pass("attention", attention.fuse, attention.expected),
-    Pass("qk_norm", qk_norm.fuse, qk_norm.expected),
     Pass("short_conv", short_conv.fuse, short_conv.expected),
     Pass("swiglu", swiglu.fuse, swiglu.expected),
     Pass("projections", projections.fuse, projections.expected),
+    Pass("packing", packing.fuse, packing.expected),
+    Pass("qk_norm", qk_norm.fuse, qk_norm.expected),
     Pass("skip_norm", skip_norm.fuse, skip_norm.expected),
 )
 _LAST_TOKEN = (Pass("last_token", last_token.fuse, last_token.expected),)

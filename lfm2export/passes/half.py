@@ -1,6 +1,6 @@
 """float16: weights, activations and caches are halved; what needs the range or the precision stays float32.
 
-    past, weights, constants float32                  past, weights, constants float16
+    past, weights, ones float32                       past, weights, ones float16
     rotary rows float32                       ->      rotary rows float32 - Cast(float16)
     logits float32                                    logits float16 - Cast(float32) - logits
 
@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import onnx_ir as ir
 
-from lfm2export.passes.matching import Builder, Firing
+from lfm2export.passes.matching import Builder, Firing, constant_array
 from lfm2export.spec import ModelSpec
 from lfm2export.weights import RECIPE, Recipe
 
@@ -49,6 +50,9 @@ def fuse(model: ir.Model, spec: ModelSpec) -> Firing:
                     rows[table] = Builder(graph, node)("Cast", table, to=HALF)
                     firing.count += 1
                 node.replace_input_with(number, rows[table])
+        elif node.op_type == "SimplifiedLayerNormalization" and RECIPE not in node.inputs[1].meta:  # type: ignore[union-attr]
+            ones = Builder(graph, node).constant(constant_array(node.inputs[1]).astype(np.float16))
+            node.replace_input_with(1, ones)
     _float_logits(graph)
     firing.count += 1
     return firing

@@ -42,10 +42,8 @@ def fuse(model: ir.Model, spec: ModelSpec) -> Firing:
 
 
 def _projection(value: ir.Value | None) -> ir.Node | None:
-    """The layer's output projection if it makes `value`, through the addition of its bias where it has one."""
+    """The layer's output projection if it makes `value`."""
     node = value.producer() if value is not None else None
-    if node is not None and node.op_type == "Add":
-        node = next((p for v in node.inputs if v is not None and (p := v.producer()) is not None), None)
     if node is None or node.op_type != "MatMul":
         return None
     return node if recipe_of(node.inputs[1]).parts[0].endswith(".out_proj.weight") else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lfm2export.passes import Pass, block_quantize, half, naming, packing
+from lfm2export.passes import Pass, block_quantize, half, naming
 from lfm2export.recipes import RECIPES, Chosen, Options, formats
 from lfm2export.spec import ModelSpec
 
@@ -12,8 +12,6 @@ def precision_passes(dtype: str, options: Options, chosen: Chosen | None = None)
     recipe = RECIPES[dtype]
     blocks = formats(dtype, options, chosen)
     steps: list[Pass] = []
-    if blocks.body is not None:
-        steps.append(Pass("packing", packing.fuse, packing.expected))
     if recipe.half:
         steps.append(Pass("half", half.fuse, half.expected))
     if blocks.body is not None:

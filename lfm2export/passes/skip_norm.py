@@ -4,7 +4,8 @@
                    +- SimplifiedLayerNormalization - y                    --- SkipSimplifiedLayerNormalization - y, , ,
                    sum
 
-Twice a layer: every norm of the hidden state but the first, which reads the embedding.
+Twice a layer: every norm of the hidden state but the first, which reads the embedding. Where the output projection of
+a short convolution has a bias, the operator adds that too.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import onnx_ir as ir
 from lfm2export.contract import MICROSOFT
 from lfm2export.passes.matching import Builder, Firing, expect, rewrite
 from lfm2export.spec import ModelSpec
+from lfm2export.weights import RECIPE
 
 
 def expected(spec: ModelSpec) -> int:
@@ -23,9 +25,10 @@ def expected(spec: ModelSpec) -> int:
 def fuse(model: ir.Model, spec: ModelSpec) -> Firing:
     def attempt(norm: ir.Node, op: Builder) -> None:
         add = expect(norm.inputs[0], "Add")
+        (x, bias), (skip, other) = (_without_bias(value) for value in add.inputs)
         y, _, _, total = op.many(
             "SkipSimplifiedLayerNormalization",
-            [add.inputs[0], add.inputs[1], norm.inputs[1]],
+            [x, skip, norm.inputs[1], *filter(None, (bias, other))],
             4,
             domain=MICROSOFT,
             names=[None, "", ""],
@@ -35,3 +38,13 @@ def fuse(model: ir.Model, spec: ModelSpec) -> Firing:
         op.replace(add.outputs[0], total)
 
     return rewrite(model, "SimplifiedLayerNormalization", attempt)
+
+
+def _without_bias(value: ir.Value | None) -> tuple[ir.Value | None, ir.Value | None]:
+    """(what a bias was added to, the bias), of a value that nobody else reads; (value, None) where there is none."""
+    add = value.producer() if value is not None and len(value.uses()) == 1 else None
+    if add is not None and add.op_type == "Add":
+        for bias, rest in (add.inputs, add.inputs[::-1]):
+            if bias is not None and RECIPE in bias.meta:
+                return rest, bias
+    return value, None

@@ -5,6 +5,7 @@ An initializer's name says what it is made of, as this package writes it (`passe
     model.layers.0.conv.out_proj.weight                         the tensor itself
     NAME.transposed                                             its axes reversed: [in, out]; a kernel as [L, 1, H]
     ...w1.weight+w3.transposed                                  several tensors of one layer, stacked
+    ...q_layernorm.weight+k_layernorm.heads                     each once for every head that it is the norm of
     NAME.codes  NAME.scales  NAME.zero_points                   blocks of 4 or 8 bits, perhaps stacked
 
 A file of other names has no such weights, and what depends on them is not measured.
@@ -30,7 +31,7 @@ from lfm2export.recipes import BLOCK_SIZES
 from lfm2export.spec import ModelSpec
 from lfm2export.weights import BlockFormat, QuantizedBlocks
 
-Kind = Literal["plain", "transposed", "blocks"]
+Kind = Literal["plain", "transposed", "heads", "blocks"]
 
 _BITS: tuple[Literal[4, 8], ...] = (4, 8)
 
@@ -83,7 +84,7 @@ class Raw:
 
 @dataclass(frozen=True)
 class Stored:
-    """One weight: `parts` are source tensors stacked along their rows, each of `rows` rows."""
+    """One weight: `parts` are source tensors stacked along their rows, each of `rows` rows; a tensor may come again."""
 
     name: str
     kind: Kind
@@ -100,6 +101,8 @@ class Stored:
         """The stacked shape of the source."""
         if self.kind == "blocks":
             return (sum(self.rows), self.columns)
+        if self.kind == "heads":
+            return (sum(self.rows),)
         return self.values.shape[::-1] if self.kind == "transposed" else self.values.shape
 
     def first(self, part: str) -> int:
@@ -117,7 +120,12 @@ class Stored:
         if self.kind == "blocks":
             assert self.format is not None
             return dequantize(self.blocks(start, stop), self.format, self.columns)
-        found = self.values.columns(start, stop) if self.kind == "transposed" else self.values.rows(start, stop)
+        if self.kind == "heads":
+            found = self.values.rows(0, self.values.shape[0]).reshape(-1)[start:stop]
+        elif self.kind == "transposed":
+            found = self.values.columns(start, stop)
+        else:
+            found = self.values.rows(start, stop)
         return found.astype(np.float32)
 
 
@@ -169,11 +177,13 @@ def _stored(
 ) -> Stored | None:
     raw = raws[name]
     base, _, suffix = name.rpartition(".")
-    kinds: dict[str, Kind] = {"transposed": "transposed", "codes": "blocks"}
+    kinds: dict[str, Kind] = {"transposed": "transposed", "heads": "heads", "codes": "blocks"}
     kind = kinds.get(suffix, "plain")
     parts = _parts(base if kind != "plain" else name)
     if any(part not in source for part in parts):
         return None
+    if kind == "heads":
+        parts = tuple(part for part in parts for _ in range(_heads(part, source)))
     shapes = [source[part] for part in parts]
     rows = tuple(shape[0] for shape in shapes)
     whole = (sum(rows), *shapes[0][1:])
@@ -181,7 +191,7 @@ def _stored(
         scales, zeros = raws.get(f"{base}.scales"), raws.get(f"{base}.zero_points")
         form = _format(raw, scales, zeros, whole, stated) if len(whole) == 2 else None
         return Stored(name, kind, parts, rows, raw, scales, zeros, form, whole[1]) if form is not None else None
-    expected = whole if kind == "plain" else whole[::-1]
+    expected = {"plain": whole, "transposed": whole[::-1], "heads": (len(parts), *shapes[0])}[kind]
     return Stored(name, kind, parts, rows, raw) if raw.shape == expected and raw.dtype != "uint8" else None
 
 
@@ -190,6 +200,11 @@ def _parts(base: str) -> tuple[str, ...]:
     first, *others = base.split("+")
     owner, _, kind = first.rpartition(".")
     return (first, *(f"{owner.rpartition('.')[0]}.{other}.{kind}" for other in others))
+
+
+def _heads(norm: str, source: Mapping[str, tuple[int, ...]]) -> int:
+    """How many heads the projection makes that this norm is of."""
+    return source[norm.replace("_layernorm.", "_proj.")][0] // source[norm][0]
 
 
 def _format(

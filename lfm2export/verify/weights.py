@@ -74,8 +74,7 @@ def _measure(stored: Stored, checkpoint: Checkpoint, importance: Mapping[str, Fl
     squared = total = largest = 0.0
     first: str | None = None
     first_far: str | None = None
-    for part, start, stop, source in _pieces(stored, checkpoint):
-        offset = stored.first(part)
+    for part, offset, start, stop, source in _pieces(stored, checkpoint):
         values = stored.floats(offset + start, offset + stop)
         if stored.kind == "blocks":
             quantized = stored.blocks(offset + start, offset + stop)
@@ -109,7 +108,7 @@ def _measure(stored: Stored, checkpoint: Checkpoint, importance: Mapping[str, Fl
         moved, wrong, worse, first = wrong, 0, far, first_far
     return WeightMeasure(
         initializer=stored.name,
-        parts=stored.parts,
+        parts=tuple(dict.fromkeys(stored.parts)),
         shape=stored.shape,
         dtype=f"{form.bits} bit" if form is not None else stored.values.dtype,
         block_size=form.block_size if form is not None else None,
@@ -130,15 +129,17 @@ def _root(squared: float, total: float) -> float | None:
     return math.sqrt(squared / total) if total else None
 
 
-def _pieces(stored: Stored, checkpoint: Checkpoint) -> Iterator[tuple[str, int, int, NDArray[np.float32]]]:
-    """(part, start, stop, the source's rows [start, stop) of it), in the order of the stack."""
+def _pieces(stored: Stored, checkpoint: Checkpoint) -> Iterator[tuple[str, int, int, int, NDArray[np.float32]]]:
+    """(part, its first row in the stack, start, stop, the source's rows [start, stop) of it), in the stack's order."""
+    offset = 0
     for part, rows in zip(stored.parts, stored.rows, strict=True):
         width = int(np.prod(checkpoint.tensors[part].shape[1:], dtype=np.int64))
         # Columns of a row-major file are read one by one: a transposed weight is taken whole, part by part.
         step = max(1, PIECE // width) if stored.kind != "transposed" else rows
         for start in range(0, rows, step):
             stop = min(start + step, rows)
-            yield part, start, stop, checkpoint.rows(part, start, stop)
+            yield part, offset, start, stop, checkpoint.rows(part, start, stop)
+        offset += rows
 
 
 def _expected(stored: Stored, source: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -32,15 +32,14 @@ finish (float[B, S, 16] y, float[B, S, 32] residual, int64[B, 1] count, float[16
 """
 WEIGHTS = [OUT, "ffn_norm", "final_norm"]
 PLAIN = TEXT.replace("    added = Identity (projected)\n", "").replace("(added, residual", "(projected, residual")
-BIASED = TEXT.replace("float[32] final_norm)", "float[32] final_norm, float[32] bias)").replace(
-    "added = Identity (projected)", "added = Add (projected, bias)"
+BIASED = PLAIN.replace("float[32] final_norm)", "float[32] final_norm, float[32] bias)").replace(
+    "residual, ffn_norm)", "residual, ffn_norm, bias)"
 )
 VARIANTS = {
     "plain": PLAIN,
     "residual first": PLAIN.replace("(projected, residual,", "(residual, projected,"),
     "sum second": PLAIN.replace("(sum, mixed,", "(mixed, sum,"),
     "bias": BIASED,
-    "bias on the left": BIASED.replace("Add (projected, bias)", "Add (bias, projected)"),
 }
 
 

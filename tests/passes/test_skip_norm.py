@@ -42,6 +42,29 @@ def test_sum_and_norm_are_one_operator_with_both_results() -> None:
     assert_same_numbers(before, after, {"x": numbers("x", 2, 3, 8)}, atol=2e-6)
 
 
+@pytest.mark.parametrize("biased", ["Add (Tanh_2, bias)", "Add (bias, Tanh_2)"])
+@pytest.mark.parametrize("left", [True, False])
+def test_a_bias_is_added_with_it(biased: str, left: bool) -> None:
+    text = edited(TEXT, "float[8] third", "float[8] third, float[8] bias")
+    text = edited(text, "mixed_2 = Tanh (normed_2)", f"Tanh_2 = Tanh (normed_2)\n    mixed_2 = {biased}")
+    text = edited(text, "Add (sum, mixed_2)", "Add (mixed_2, sum)" if left else "Add (sum, mixed_2)")
+    before, after = parse(text, [*WEIGHTS, "bias"]), parse(text, [*WEIGHTS, "bias"])
+    assert fire(after, skip_norm.fuse).count == 2
+    assert "Add" not in operators(after)
+    assert_same_numbers(before, after, {"x": numbers("x", 2, 3, 8)}, atol=2e-6)
+
+
+def test_a_sum_with_a_bias_that_others_read_too_stays() -> None:
+    text = edited(TEXT, "float[8] third", "float[8] third, float[8] bias")
+    text = edited(text, "=> (float[B, S, 8] y,", "=> (float[B, S, 8] y, float[B, S, 8] seen,")
+    text = edited(text, "mixed_2 = Tanh (normed_2)", "Tanh_2 = Tanh (normed_2)\n    mixed_2 = Add (Tanh_2, bias)")
+    text = edited(text, "last_sum = ", "seen = Neg (mixed_2)\n    last_sum = ")
+    before, after = parse(text, [*WEIGHTS, "bias"]), parse(text, [*WEIGHTS, "bias"])
+    assert fire(after, skip_norm.fuse).count == 2
+    assert operators(after)["Add"] == 1
+    assert_same_numbers(before, after, {"x": numbers("x", 2, 3, 8)}, atol=2e-6)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [

@@ -20,6 +20,9 @@ from lfm2export.verify.stored import Raw, read_stored
 
 Plant = Callable[["Patient"], None]
 
+#: The weights of query and key norm, which one initializer holds.
+QK_NORM = "q_layernorm.weight+k_layernorm"
+
 
 @dataclass
 class Patient:
@@ -153,9 +156,15 @@ def rotary_of_queries_off_by_one(layer: int) -> Plant:
 
     def fault(p: Patient) -> None:
         attention = p.node("GroupQueryAttention", f"layers.{layer}/")
-        query = p.maker(attention.input[0])
-        earlier = p.before(query, "Sub", [query.input[1], p.constant(np.array(1, np.int64))])
-        query.input[1] = p.before(query, "Max", [earlier, p.constant(np.array(0, np.int64))])
+        split = p.maker(attention.input[0])
+        rotary = p.maker(split.input[0])
+        heads, places, *angles = rotary.input
+        earlier = p.before(split, "Sub", [places, p.constant(np.array(1, np.int64))])
+        earlier = p.before(split, "Max", [earlier, p.constant(np.array(0, np.int64))])
+        turned = p.before(split, "RotaryEmbedding", [heads, earlier, *angles], domain=rotary.domain)
+        zero, one, last = (p.constant(np.array([number], np.int64)) for number in (0, 1, -1))
+        width = p.before(attention, "Slice", [split.input[1], zero, one])
+        attention.input[0] = p.before(attention, "Slice", [turned, zero, width, last])
 
     return fault
 
@@ -170,10 +179,10 @@ def wrong_eps(layer: int, eps: float) -> Plant:
 
 
 def wrong_eps_of(norm: str, eps: float) -> Plant:
-    """Of one norm, by its weight's name."""
+    """Of one norm, by its weight's name; of query and key, by the name that they share."""
 
     def fault(p: Patient) -> None:
-        node = next(n for n in p.graph.node if "LayerNormalization" in n.op_type and f"{norm}.weight" in n.input)
+        (node,) = (*p.readers(f"{norm}.weight"), *(p.maker(n.input[0]) for n in p.readers(f"{norm}.heads")))
         next(a for a in node.attribute if a.name == "epsilon").f = eps
 
     return fault
@@ -276,8 +285,23 @@ def exchanged_norms(layer: int) -> Plant:
     """The weights of query and key norm."""
 
     def fault(p: Patient) -> None:
-        names = [f"model.layers.{layer}.self_attn.{kind}_layernorm.weight" for kind in ("q", "k")]
-        p.swap([node for node in p.graph.node if "LayerNormalization" in node.op_type], *names)
+        (scale,) = p.readers(f"model.layers.{layer}.self_attn.{QK_NORM}.heads")
+        attention = p.node("GroupQueryAttention", f"layers.{layer}/")
+        heads, kv_heads = (next(a.i for a in attention.attribute if a.name == n) for n in ("num_heads", "kv_num_heads"))
+        others = p.constant(np.array([heads] * heads + [0] * kv_heads))
+        scale.input[1] = p.before(scale, "Gather", [scale.input[1], others], axis=0)
+
+    return fault
+
+
+def wrong_norm_of_a_head(layer: int, head: int) -> Plant:
+    """The weight of the norm of one head of queries and keys."""
+
+    def fault(p: Patient) -> None:
+        name = f"model.layers.{layer}.self_attn.{QK_NORM}.heads"
+        weights = p.read(name)
+        weights[head] *= 1.25
+        p.write(name, weights)
 
     return fault
 

@@ -16,6 +16,7 @@ from lfm2export.verify.results import FileResult
 
 W2 = "model.layers.2.feed_forward.w2.weight"
 OUT_PROJ = "model.layers.1.self_attn.out_proj.weight"
+QK_NORM = f"model.layers.1.self_attn.{faults.QK_NORM}.heads"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ CASES = {
     "logits of the wrong row": Case(faults.wrong_row, CheckName.FILE, "logits"),
     "attention scale": Case(faults.wrong_attention_scale(1), CheckName.FILE, "present_conv.2"),
     "QK norms exchanged": Case(faults.exchanged_norms(1), CheckName.FILE, "present.1.key"),
+    "norm of a query head": Case(faults.wrong_norm_of_a_head(1, 1), CheckName.WEIGHTS, QK_NORM, None),
+    "norm of a key head": Case(faults.wrong_norm_of_a_head(1, -1), CheckName.WEIGHTS, QK_NORM, None),
 }
 
 
@@ -57,14 +60,12 @@ CASES = {
 NORMS = {
     "model.layers.0.ffn_norm": "present.1.key",
     "model.layers.1.operator_norm": "present.1.key",
-    "model.layers.1.self_attn.q_layernorm": "present_conv.2",
-    "model.layers.1.self_attn.k_layernorm": "present.1.key",
+    f"model.layers.1.self_attn.{faults.QK_NORM}": "present.1.key",
     "model.layers.1.ffn_norm": "present_conv.2",
     "model.layers.2.operator_norm": "present_conv.2",
     "model.layers.2.ffn_norm": "present.3.key",
     "model.layers.3.operator_norm": "present.3.key",
-    "model.layers.3.self_attn.q_layernorm": "logits",
-    "model.layers.3.self_attn.k_layernorm": "present.3.key",
+    f"model.layers.3.self_attn.{faults.QK_NORM}": "present.3.key",
     "model.layers.3.ffn_norm": "logits",
     "model.embedding_norm": "logits",
 }
