@@ -15,7 +15,8 @@ from lfm2export.calibrate import Choice
 from lfm2export.calibrate.activations import Scratch, Sequences, workers
 from lfm2export.calibrate.layers import Stream
 from lfm2export.calibrate.matrix import MOVED, Quantized, keep_within, quantize_matrix
-from lfm2export.calibrate.tuning import Student, tune
+from lfm2export.calibrate.student import Student
+from lfm2export.calibrate.tuning import tune
 from lfm2export.checkpoint import Checkpoint
 from lfm2export.measures import Array
 from lfm2export.progress import Progress

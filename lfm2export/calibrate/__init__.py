@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfm2export.calibrate.activations import Scratch, Sequences, workers
+from lfm2export.calibrate.gradients import output_moments
 from lfm2export.calibrate.layers import Stream
 from lfm2export.calibrate.matrix import Choice, quantize_matrix
 from lfm2export.calibrate.store import Store
@@ -35,8 +36,9 @@ from lfm2export.weights import BlockFormat, QuantizedBlocks
 
 __all__ = ["Calibrated", "Choice", "Store", "calibrate"]
 
-#: Models of fewer parameters have all their scales tuned together: the time of that grows with the model, to hours.
-TUNED = 100_000_000
+#: Models of fewer parameters are run backwards too, for what they make of each matrix's outputs and to tune all scales
+#: together: that takes the whole model in memory, and time that grows with it to hours.
+SMALL = 100_000_000
 
 #: The format of a matrix, by the source tensors stacked in it; None where it stays float.
 FormatOf = Callable[[tuple[str, ...]], BlockFormat | None]
@@ -102,6 +104,9 @@ def calibrate(
     layers = checkpoint.spec.num_hidden_layers
     choices: list[Choice] = []
     with workers(threads) as pool:
+        small = checkpoint.spec.num_parameters < SMALL
+        source = StreamReference(SourceWeights(checkpoint))
+        outputs = output_moments(source, sequences, scratch, pool, progress=progress) if small else None
         stream = Stream(reference, sequences, scratch, pool)
         for layer in range(layers):
             stream.enter(layer)
@@ -117,7 +122,7 @@ def calibrate(
                     for name, weight in parts.items():
                         linear.put(name, partial(_rounded, weight, format))
                     continue
-                found = quantize_matrix(parts, format, former, sequences.fitted_rows, scratch, pool)
+                found = quantize_matrix(parts, format, former, sequences.fitted_rows, scratch, pool, outputs=outputs)
                 choices.append(found.choice)
                 for name, blocks in found.blocks.items():
                     store.put_blocks(name, format, blocks)
@@ -127,7 +132,7 @@ def calibrate(
             give_back()
         progress("calibrate", 4 * layers, 4 * layers, "matrices")
         tuned = None
-        if checkpoint.spec.num_parameters < TUNED:
+        if small:
             tuned = tune_store(store, choices, reference, sequences, pool, progress)
     return Calibrated(store, tuple(choices), text.name, text.tokens, tuned)
 

@@ -5,6 +5,7 @@ Letters: N rows (output features), K columns (input features), T tokens.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -13,8 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfm2export.calibrate.activations import Scratch, output_error, second_moments
+from lfm2export.calibrate.gradients import OutputMoments
 from lfm2export.quant import dequantize, quantize
-from lfm2export.quant.blocks import cut_rows, in_blocks, take_rows
+from lfm2export.quant.blocks import cut_rows, in_blocks, join_rows, take_rows
+from lfm2export.quant.coupled import DAMPING as OUTPUT_DAMPING
+from lfm2export.quant.coupled import cost, quantize_coupled
 from lfm2export.quant.descent import descend, rounds_for
 from lfm2export.quant.gptq import DAMPING, Factor, FactorError, factorize, quantize_gptq
 from lfm2export.quant.moved import beyond
@@ -24,10 +28,10 @@ from lfm2export.weights import BlockFormat, QuantizedBlocks
 
 Array = NDArray[np.float32]
 
-Method = Literal["plain", "weighted", "gptq", "descent"]
+Method = Literal["plain", "weighted", "gptq", "descent", "coupled"]
 
 #: Methods that move codes off the nearest ones.
-MOVED: tuple[Method, ...] = ("gptq", "descent")
+MOVED: tuple[Method, ...] = ("gptq", "descent", "coupled")
 
 #: The share of worse blocks below which a matrix looks damaged rather than calibrated: twice `verify`'s.
 FEW = 0.1
@@ -41,9 +45,10 @@ class Choice:
     """What was decided for one matrix.
 
     parts: the source tensors stacked in it. method: "plain" is what a build without calibration does, "weighted" the
-    search weighted by the inputs' mean squares, "gptq" as `quant.gptq`, "descent" what `quant.descent` makes of that.
-    before, after: squared error of the outputs on held-out inputs as a share of the outputs' squares, by "plain" and by
-    the method. reason: why GPTQ was not tried.
+    search weighted by the inputs' mean squares, "gptq" as `quant.gptq`, "descent" what `quant.descent` makes of that,
+    "coupled" the same row by row as `quant.coupled`. before, after: squared error of the outputs on held-out inputs as
+    a share of the outputs' squares, by "plain" and by the method; both weighed by what the model makes of tokens and
+    outputs, where that is known. reason: why GPTQ was not tried.
     """
 
     parts: tuple[str, ...]
@@ -73,12 +78,6 @@ class Quantized:
     blocks: dict[str, QuantizedBlocks]
 
 
-@dataclass(frozen=True)
-class _Tried:
-    blocks: QuantizedBlocks
-    error: float
-
-
 def quantize_matrix(
     parts: dict[str, Array],
     format: BlockFormat,
@@ -87,48 +86,78 @@ def quantize_matrix(
     scratch: Scratch,
     pool: ThreadPoolExecutor,
     damping: float = DAMPING,
+    outputs: OutputMoments | None = None,
 ) -> Quantized:
     """The weights `parts`, each float32 [N, K], that one matrix is stacked of.
 
-    inputs: float32 [T, K], the first `fitted` rows to fit to, the others to judge by.
+    inputs: float32 [T, K], the first `fitted` rows to fit to, the others to judge by. outputs: what the model makes of
+    the matrix's outputs; None where that is not known, and every token and output counts the same.
     """
     columns = inputs.shape[1]
+    if outputs is not None:
+        roots = np.sqrt(outputs.weights(parts))[:, None]
+        inputs = np.multiply(inputs, roots, out=scratch.array("weighed", inputs.shape))
     moments = second_moments(inputs[:fitted], scratch.array("moments", (columns, columns)), pool)
     importance = np.diagonal(moments).copy()
     factor, reason = _factor(moments, damping, scratch)
     judged = inputs[fitted:]
+    rounds = rounds_for(columns)
 
-    def attempt(task: tuple[str, int, int]) -> tuple[dict[Method, _Tried], float]:
+    def by_rows(weight: Array, simplest: QuantizedBlocks) -> Iterator[tuple[Method, QuantizedBlocks]]:
+        """Each from the one before it, for rows that do not know of each other."""
+        weighted = keep_within(weight, format, quantize_search(weight, format, importance), simplest)
+        yield "weighted", weighted
+        if factor is not None:
+            planes = keep_within(weight, format, quantize_gptq(weight, format, factor), weighted)
+            yield "gptq", planes
+            if rounds:
+                refined = descend(weight, planes, format, moments, damping, rounds)
+                yield "descent", keep_within(weight, format, refined, planes)
+
+    def attempt(task: tuple[str, int, int]) -> dict[Method, QuantizedBlocks]:
         name, start, stop = task
         weight = parts[name][start:stop]
-        found: dict[Method, QuantizedBlocks] = {"plain": quantize(weight, format)}
-        found["weighted"] = keep_within(weight, format, quantize_search(weight, format, importance), found["plain"])
-        if factor is not None:
-            found["gptq"] = keep_within(weight, format, quantize_gptq(weight, format, factor), found["weighted"])
-            if rounds := rounds_for(columns):
-                refined = descend(weight, found["gptq"], format, moments, damping, rounds)
-                found["descent"] = keep_within(weight, format, refined, found["gptq"])
-        tried = {
-            method: _Tried(blocks, output_error(weight - dequantize(blocks, format, columns), judged))
-            for method, blocks in found.items()
-        }
-        return tried, output_error(weight, judged)
+        plain = quantize(weight, format)
+        return {"plain": plain, **dict(by_rows(weight, plain))}
 
     tasks = [(name, start, stop) for name, weight in parts.items() for start, stop in _cuts(*weight.shape)]
-    done = list(pool.map(attempt, tasks))
-    methods = list(done[0][0])
-    errors = {method: sum(tried[method].error for tried, _ in done) for method in methods}
-    method = min(methods, key=lambda one: errors[one])
-    total = sum(size for _, size in done) or 1.0
+    done = list(zip(tasks, pool.map(attempt, tasks), strict=True))
+    tried: dict[Method, dict[str, QuantizedBlocks]] = {
+        method: {name: join_rows([found[method] for task, found in done if task[0] == name]) for name in parts}
+        for method in done[0][1]
+    }
+    done.clear()
+    if factor is not None and outputs is not None:
+        made = factor
 
-    def joined(one: Method) -> dict[str, QuantizedBlocks]:
-        found = zip(tasks, done, strict=True)
-        pieces = [(task[0], tried[one].blocks) for task, (tried, _) in found]
-        return {name: _joined([blocks for part, blocks in pieces if part == name]) for name in parts}
+        def one_sided(weight: Array) -> QuantizedBlocks:
+            planes = quantize_gptq(weight, format, made)
+            return descend(weight, planes, format, moments, damping, rounds) if rounds else planes
 
-    blocks = joined(method)
+        def coupled(name: str) -> QuantizedBlocks:
+            rows = factorize(outputs.fitted(name), OUTPUT_DAMPING)
+            found = quantize_coupled(parts[name], format, rows, one_sided)
+            return keep_within(parts[name], format, found, tried["descent" if rounds else "gptq"][name])
+
+        tried["coupled"] = dict(zip(parts, pool.map(coupled, parts), strict=True))
+
+    def judge(task: tuple[Method | None, str, int, int]) -> float:
+        method, name, start, stop = task
+        error = parts[name][start:stop]
+        if method is not None:
+            error = error - dequantize(cut_rows(tried[method][name], start, stop), format, columns)
+        return output_error(error, judged) if outputs is None else cost(error, outputs.held_out(name), judged)
+
+    errors: dict[Method | None, float] = dict.fromkeys((None, *tried), 0.0)
+    spans = tasks if outputs is None else [(name, 0, len(weight)) for name, weight in parts.items()]
+    judgements = [(one, *span) for one in errors for span in spans]
+    for (judged_method, *_), error in zip(judgements, pool.map(judge, judgements), strict=True):
+        errors[judged_method] += error
+    method = min(tried, key=lambda one: errors[one])
+    blocks = tried[method]
     if method == "weighted":
-        blocks = _told(parts, format, blocks, joined("plain"))
+        blocks = _told(parts, format, blocks, tried["plain"])
+    total = errors[None] or 1.0
     choice = Choice(tuple(parts), format, method, errors["plain"] / total, errors[method] / total, reason)
     return Quantized(choice, blocks)
 
@@ -184,14 +213,3 @@ def _factor(moments: Array, damping: float, scratch: Scratch) -> tuple[Factor | 
 def _cuts(rows: int, columns: int) -> list[tuple[int, int]]:
     step = min(TASK_ROWS, max(16, TASK_WEIGHTS // columns))
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
-
-
-def _joined(pieces: list[QuantizedBlocks]) -> QuantizedBlocks:
-    zeros = [piece.zero_points for piece in pieces if piece.zero_points is not None]
-    return QuantizedBlocks(
-        np.concatenate([piece.codes for piece in pieces]),
-        np.concatenate([piece.scales for piece in pieces]),
-        np.concatenate(zeros) if zeros else None,
-        sum(piece.saturated for piece in pieces),
-        max(piece.largest for piece in pieces),
-    )

@@ -11,6 +11,8 @@ Source: the operator's schema in onnxruntime (docs/ContribOperators.md); the tes
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,24 @@ def take_rows(first: QuantizedBlocks, second: QuantizedBlocks, rows: NDArray[np.
     codes = np.where(rows[:, None, None], second.codes, first.codes)
     scales = np.where(rows[:, None], second.scales, first.scales)
     return QuantizedBlocks(codes, scales, zeros, first.saturated, first.largest)
+
+
+def join_rows(pieces: Sequence[QuantizedBlocks]) -> QuantizedBlocks:
+    """Pieces of one format, one below the other."""
+    zeros = [piece.zero_points for piece in pieces if piece.zero_points is not None]
+    return QuantizedBlocks(
+        np.concatenate([piece.codes for piece in pieces]),
+        np.concatenate([piece.scales for piece in pieces]),
+        np.concatenate(zeros) if zeros else None,
+        sum(piece.saturated for piece in pieces),
+        max(piece.largest for piece in pieces),
+    )
+
+
+def order_rows(blocks: QuantizedBlocks, order: NDArray[np.int64]) -> QuantizedBlocks:
+    """Row order[i] as row i."""
+    zeros = blocks.zero_points[order] if blocks.zero_points is not None else None
+    return replace(blocks, codes=blocks.codes[order], scales=blocks.scales[order], zero_points=zeros)
 
 
 def cut_rows(blocks: QuantizedBlocks, start: int, stop: int) -> QuantizedBlocks:

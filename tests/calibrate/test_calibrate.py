@@ -15,9 +15,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import lfm2export.calibrate as calibrate_package
 from lfm2export.calibrate import Calibrated, calibrate
 from lfm2export.calibrate.activations import HELD_OUT, Scratch, Sequences, output_error, second_moments, workers
+from lfm2export.calibrate.gradients import output_moments
 from lfm2export.calibrate.layers import Stream
+from lfm2export.calibrate.matrix import MOVED
 from lfm2export.calibrate.text import CalibrationText
 from lfm2export.checkpoint import EMBEDDING, Checkpoint, open_checkpoint
 from lfm2export.cli import main
@@ -72,7 +75,8 @@ def test_every_matrix_of_every_layer_is_decided_in_its_format(checkpoint: Checkp
             values = dequantize(blocks, choice.format, columns)
             source = checkpoint.rows(part, 0, rows)
             assert np.abs(values - source).max() < 0.5 * np.abs(source).max()
-    assert sum(choice.method in ("gptq", "descent") for choice in calibrated.choices) > len(expected) / 2
+    assert sum(choice.method in MOVED for choice in calibrated.choices) > len(expected) / 2
+    assert any(choice.method == "coupled" for choice in calibrated.choices)
 
 
 def test_bytes_do_not_depend_on_threads(checkpoint: Checkpoint, calibrated: Calibrated, tmp_path: Path) -> None:
@@ -84,10 +88,19 @@ def test_bytes_do_not_depend_on_threads(checkpoint: Checkpoint, calibrated: Cali
         assert path.read_bytes() == (calibrated.store.folder / path.name).read_bytes(), path.name
 
 
-def test_a_choice_is_the_best_on_held_out_inputs(checkpoint: Checkpoint, tmp_path: Path) -> None:
+@pytest.mark.parametrize("small", [True, False])
+def test_a_choice_is_the_best_on_held_out_inputs(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: bool
+) -> None:
     """Its figures, computed again from the reference's own activations: the first matrix sees no rounding but the
-    table's."""
-    found = calibrate(checkpoint, format_of, text(), tmp_path, threads=1).choices[0]
+    table's. A small model's tokens and outputs count as its gradients say.
+    """
+    monkeypatch.setattr(calibrate_package, "SMALL", checkpoint.spec.num_parameters + small)
+    for name in ("work", "gradients"):
+        (tmp_path / name).mkdir()
+    calibrated = calibrate(checkpoint, format_of, text(), tmp_path / "work", threads=1)
+    assert (calibrated.tuned is not None) is small
+    found = calibrated.choices[0]
     sequences = Sequences.split(text().sequences)
     name = "model.layers.0.conv.in_proj.weight"
     table = checkpoint.rows(EMBEDDING, 0, 512)
@@ -95,9 +108,21 @@ def test_a_choice_is_the_best_on_held_out_inputs(checkpoint: Checkpoint, tmp_pat
     held = np.concatenate([rounded[list(one)] for one in sequences.tokens[sequences.fitted :]])
     norm = checkpoint.rows("model.layers.0.operator_norm.weight", 0, 64)
     inputs = held / np.sqrt((held**2).mean(axis=1, keepdims=True) + checkpoint.spec.norm_eps) * norm
+    tokens, outputs = np.ones(sequences.rows), np.eye(192)
+    if small:
+        with workers(1) as pool, torch.no_grad():
+            reference = StreamReference(SourceWeights(checkpoint))
+            moments = output_moments(reference, sequences, Scratch(tmp_path / "gradients"), pool)
+        tokens, outputs = moments.weights([name]), moments.held_out(name)
+        assert tokens[: sequences.fitted_rows].mean() == pytest.approx(1, rel=1e-5)
     weight = checkpoint.rows(name, 0, 192)
-    error = weight - dequantize(quantize(weight, Q4), Q4, 64)
-    assert found.before == pytest.approx(((inputs @ error.T) ** 2).sum() / ((inputs @ weight.T) ** 2).sum(), rel=1e-4)
+
+    def error(of: np.ndarray) -> float:
+        products = inputs @ of.T
+        return float(np.einsum("tn,nm,tm,t->", products, outputs, products, tokens[sequences.fitted_rows :]))
+
+    plain = weight - dequantize(quantize(weight, Q4), Q4, 64)
+    assert found.before == pytest.approx(error(plain) / error(weight), rel=1e-4)
     assert found.after < found.before
 
 
@@ -204,7 +229,7 @@ def test_the_manifest_says_what_was_decided(built: Path) -> None:
     assert len(found["matrices"]) == 16
     for entry in found["matrices"]:
         assert entry["format"] == {"bits": 4, "block_size": 32, "symmetric": False}
-        assert entry["method"] in ("plain", "weighted", "gptq", "descent")
+        assert entry["method"] in ("plain", "weighted", *MOVED)
         assert 0 < entry["error_after"] <= entry["error_before"]
     assert not any(path.name.startswith(".") for path in built.iterdir())
 

@@ -12,7 +12,8 @@ import torch
 
 from lfm2export import measures
 from lfm2export.calibrate.activations import workers
-from lfm2export.calibrate.tuning import BlockLinear, Student, divergence, tune
+from lfm2export.calibrate.student import BlockLinear, Student
+from lfm2export.calibrate.tuning import divergence, tune
 from lfm2export.checkpoint import Checkpoint, open_checkpoint
 from lfm2export.quant import dequantize, quantize
 from lfm2export.reference.run import Run
