@@ -11,8 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-from lfm2export.calibrate import Choice
+from lfm2export.calibrate import SMALL, Choice
 from lfm2export.calibrate.activations import Scratch, Sequences, workers
+from lfm2export.calibrate.gradients import OutputMoments, output_moments
 from lfm2export.calibrate.layers import Stream
 from lfm2export.calibrate.matrix import MOVED, Quantized, keep_within, quantize_matrix
 from lfm2export.calibrate.student import Student
@@ -61,7 +62,8 @@ class Variant:
     """folds: the places where a fold is tried, and kept if it lowers the matrix's error on held-out inputs.
 
     power_of_two: scales are rounded to powers of two, so that folding is exact in floats too. float_inputs: matrices
-    are fitted to what the float model feeds them, not to what comes through everything quantized before.
+    are fitted to what the float model feeds them, not to what comes through everything quantized before. alike: every
+    token and output counts the same, as in models too large to be run backwards.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Variant:
     power_of_two: bool = False
     damping: float = DAMPING
     float_inputs: bool = False
+    alike: bool = False
 
 
 @dataclass
@@ -101,7 +104,11 @@ def make(
             rows = checkpoint.rows(name, 0, checkpoint.tensors[name].shape[0])
             found.floats[name] = rounded(rows, table)
     with workers(threads) as pool:
-        quantize_layers(checkpoint, sequences, variant, found, Scratch(folder), pool, progress)
+        scratch, outputs = Scratch(folder), None
+        if not variant.alike and checkpoint.spec.num_parameters < SMALL:
+            source = StreamReference(SourceWeights(checkpoint))
+            outputs = output_moments(source, sequences, scratch, pool, progress=progress)
+        quantize_layers(checkpoint, sequences, variant, found, outputs, scratch, pool, progress)
         tune_scales(checkpoint, sequences, found, pool, progress)
     return found.weights(), found
 
@@ -111,6 +118,7 @@ def quantize_layers(
     sequences: Sequences,
     variant: Variant,
     found: Made,
+    outputs: OutputMoments | None,
     scratch: Scratch,
     pool: ThreadPoolExecutor,
     progress: Progress,
@@ -133,7 +141,7 @@ def quantize_layers(
             assert inputs is not None
             source = {name: weight.copy() for name, weight in linear.weights().items()}  # `put` writes over it
             exponent, scale, quantized, sources = best_fold(
-                source, inputs, sequences.fitted_rows, place, variant, scratch, pool
+                source, inputs, sequences.fitted_rows, place, variant, outputs, scratch, pool
             )
             for name, blocks in quantized.blocks.items():
                 whole = np.divide(dequantize(blocks, found.form, len(scale)), scale)
@@ -155,6 +163,7 @@ def best_fold(
     fitted: int,
     place: Place | None,
     variant: Variant,
+    outputs: OutputMoments | None,
     scratch: Scratch,
     pool: ThreadPoolExecutor,
 ) -> Tried:
@@ -173,7 +182,7 @@ def best_fold(
         sources = {name: rows * scale for name, rows in parts.items()}
         scaled = scratch.array("scaled", inputs.shape)
         np.divide(inputs, scale, out=scaled)
-        quantized = quantize_matrix(sources, form, scaled, fitted, scratch, pool, variant.damping)
+        quantized = quantize_matrix(sources, form, scaled, fitted, scratch, pool, variant.damping, outputs)
         tried.append((exponent, scale, quantized, sources))
     return least(tried)
 

@@ -53,6 +53,7 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("g32, damping .03", damping=0.03),
     Variant("g32, damping .1", damping=0.1),
     Variant("g32, inputs of the float model", float_inputs=True),
+    Variant("g32, every token and output alike", alike=True),
 )
 
 #: Those that change nothing.
