@@ -1,16 +1,26 @@
-"""Artifacts that many tests read and none may change: built once a session."""
+"""What many tests share: artifacts that none may change, built once a session, and one thread."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from lfm2export.contract import LogitsMode
 from lfm2export.pipeline import build
 from lfm2export.recipes import RECIPES, Options
 from tiny import write_tiny
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread: tiny matrices only lose by more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,21 +21,14 @@ from lfm2export.reference import Run, chosen_mode, load_reference
 from lfm2export.reference.available import available_bytes, give_back
 from tiny import write_tiny
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 #: Logits reach 13 here. One product with other shapes (the head by parts, or on one row): 2.4e-6 at most, measured.
 HEAD = 8e-6
 #: Every product with other shapes (prefill against steps, pieces, batches): 7.0e-6 at most, measured.
 REORDERED = 3e-5
 
 TOKENS = [3, 141, 59, 26, 53, 58, 97, 93, 238, 46, 264, 338, 327, 95, 0, 288]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Matrices this small only lose by threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

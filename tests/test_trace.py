@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -22,6 +22,8 @@ from lfm2export.weights import RECIPE, Recipe
 from passes.graphs import Checkpoint, checkpoint, session
 from passes.traces import ODD, SPEC, feeds, traced
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 #: Logits and caches reach 27 here; measured 9.6e-6 at most, which is five units in the last place of such numbers.
 TOLERANCE = 2e-5
 
@@ -32,15 +34,6 @@ VARIANTS: dict[str, tuple[ModelSpec, LogitsMode]] = {
 }
 
 Step = tuple[np.ndarray, list[np.ndarray]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Matrices this small only lose by threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @cache

@@ -4,7 +4,6 @@ information by its definition.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +19,9 @@ from lfm2export.reference.stream import StreamReference
 from lfm2export.reference.weights import SourceWeights
 from tiny import write_tiny
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LAST = "model.layers.3.feed_forward.w2.weight"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["", "untied and biased"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,17 +21,11 @@ from lfm2export.reference.weights import SourceWeights
 from lfm2export.weights import BlockFormat, QuantizedBlocks
 from tiny import write_tiny
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FORMAT = BlockFormat(4, 32, symmetric=False)
 OFF = 0.1
 SYMMETRIC = BlockFormat(4, 16, symmetric=True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["", "biased"])
