@@ -91,8 +91,9 @@ def calibrate(
 
     Args:
         format_of: also of the table, whose rounding the inputs have seen.
-        folder: an empty one, the caller's to remove; it takes up to 16 bytes per token and hidden feature, 8 per token
-            and feature of the FFN, and 8 per entry of its second moments. Memory is bounded by one layer.
+        folder: an empty one, the caller's to remove; it takes up to 16 bytes per token and hidden feature, 12 per token
+            and feature of the FFN, and 8 per entry of its second moments; for a model below SMALL also 8 per entry of
+            every matrix's outputs' moments. Memory is bounded by one layer, or by the model below SMALL.
 
     Raises:
         TensorError, SourceError: the checkpoint cannot be read, or holds NaN or Inf.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -128,16 +129,15 @@ def quantize_matrix(
     }
     done.clear()
     if factor is not None and outputs is not None:
-        made = factor
-
-        def one_sided(weight: Array) -> QuantizedBlocks:
-            planes = quantize_gptq(weight, format, made)
-            return descend(weight, planes, format, moments, damping, rounds) if rounds else planes
+        one_sided = partial(_one_sided, format=format, factor=factor, moments=moments, damping=damping, rounds=rounds)
+        best = tried["descent" if rounds else "gptq"]
 
         def coupled(name: str) -> QuantizedBlocks:
-            rows = factorize(outputs.fitted(name), OUTPUT_DAMPING)
-            found = quantize_coupled(parts[name], format, rows, one_sided)
-            return keep_within(parts[name], format, found, tried["descent" if rounds else "gptq"][name])
+            try:
+                rows = factorize(outputs.fitted(name), OUTPUT_DAMPING)
+            except FactorError:  # an output that the model makes nothing of
+                return best[name]
+            return keep_within(parts[name], format, quantize_coupled(parts[name], format, rows, one_sided), best[name])
 
         tried["coupled"] = dict(zip(parts, pool.map(coupled, parts), strict=True))
 
@@ -168,6 +168,13 @@ def keep_within(
     """`wanted`, but of a row that has a block beyond what `verify` takes for moved on purpose, `simpler`."""
     rows: NDArray[np.bool_] = np.asarray(beyond(weight, wanted, format).any(axis=1))
     return take_rows(wanted, simpler, rows)
+
+
+def _one_sided(
+    weight: Array, format: BlockFormat, factor: Factor, moments: Array, damping: float, rounds: int
+) -> QuantizedBlocks:
+    planes = quantize_gptq(weight, format, factor)
+    return descend(weight, planes, format, moments, damping, rounds) if rounds else planes
 
 
 def _told(
