@@ -112,9 +112,8 @@ class ExplicitCacheLM(torch.nn.Module):  # type: ignore[misc]  # torch is not fo
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        # All go back to where each token stood: the k-th valid token is at packed place k.
-        places = new_mask.cumsum(1) - new_mask
-        index = torch.clamp(new_count - 1, min=0) if self.logits == "last" else places
+        # "all" goes back to where each token stood: the k-th valid token is at packed place k.
+        index = torch.clamp(new_count - 1, min=0) if self.logits == "last" else new_mask.cumsum(1) - new_mask
         hidden = torch.gather(hidden, 1, index.unsqueeze(2).expand(-1, -1, hidden.shape[2]))
         presents = [tensor for layer in range(len(past)) for tensor in cache.present[layer]]
         return (self.model.lm_head(hidden), *presents)

@@ -106,8 +106,7 @@ def make(
     with workers(threads) as pool:
         scratch, outputs = Scratch(folder), None
         if not variant.alike and checkpoint.spec.num_parameters < SMALL:
-            source = StreamReference(SourceWeights(checkpoint))
-            outputs = output_moments(source, sequences, scratch, pool, progress=progress)
+            outputs = output_moments(checkpoint, sequences, scratch, pool, progress=progress)
         quantize_layers(checkpoint, sequences, variant, found, outputs, scratch, pool, progress)
         tune_scales(checkpoint, sequences, found, pool, progress)
     return found.weights(), found

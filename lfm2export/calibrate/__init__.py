@@ -104,10 +104,9 @@ def calibrate(
     scratch, sequences = Scratch(folder), Sequences.split(text.sequences)
     layers = checkpoint.spec.num_hidden_layers
     choices: list[Choice] = []
+    small = checkpoint.spec.num_parameters < SMALL
     with workers(threads) as pool:
-        small = checkpoint.spec.num_parameters < SMALL
-        source = StreamReference(SourceWeights(checkpoint))
-        outputs = output_moments(source, sequences, scratch, pool, progress=progress) if small else None
+        outputs = output_moments(checkpoint, sequences, scratch, pool, progress=progress) if small else None
         stream = Stream(reference, sequences, scratch, pool)
         for layer in range(layers):
             stream.enter(layer)

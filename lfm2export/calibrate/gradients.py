@@ -23,8 +23,10 @@ from numpy.typing import NDArray
 from lfm2export.calibrate.activations import Scratch, Sequences
 from lfm2export.calibrate.sampled import draw
 from lfm2export.calibrate.student import HEAD_ROWS, Student
+from lfm2export.checkpoint import Checkpoint
 from lfm2export.progress import Progress, silent
 from lfm2export.reference.stream import StreamReference
+from lfm2export.reference.weights import SourceWeights
 
 Array = NDArray[np.float32]
 
@@ -76,7 +78,7 @@ class OutputMoments:
 
 
 def output_moments(
-    reference: StreamReference,
+    checkpoint: Checkpoint,
     sequences: Sequences,
     scratch: Scratch,
     pool: ThreadPoolExecutor,
@@ -84,9 +86,8 @@ def output_moments(
     seed: int = 0,
     progress: Progress = silent,
 ) -> OutputMoments:
-    """Of every matrix of the layers of `reference`, whose weights are then in memory as a model."""
-    student = Student(reference, {})
-    watch = _Watch(student)
+    """Of every matrix of the layers of `checkpoint`, whose weights are in memory as a model meanwhile."""
+    watch = _Watch(Student(StreamReference(SourceWeights(checkpoint)), {}))
     found = OutputMoments(scratch, sequences)
     starts = [start for start, _ in sequences.ranges()]
     count = len(starts)

@@ -5,7 +5,6 @@ Letters: N rows (output features), K columns (input features), T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -104,22 +103,17 @@ def quantize_matrix(
     judged = inputs[fitted:]
     rounds = rounds_for(columns)
 
-    def by_rows(weight: Array, simplest: QuantizedBlocks) -> Iterator[tuple[Method, QuantizedBlocks]]:
-        """Each from the one before it, for rows that do not know of each other."""
-        weighted = keep_within(weight, format, quantize_search(weight, format, importance), simplest)
-        yield "weighted", weighted
-        if factor is not None:
-            planes = keep_within(weight, format, quantize_gptq(weight, format, factor), weighted)
-            yield "gptq", planes
-            if rounds:
-                refined = descend(weight, planes, format, moments, damping, rounds)
-                yield "descent", keep_within(weight, format, refined, planes)
-
     def attempt(task: tuple[str, int, int]) -> dict[Method, QuantizedBlocks]:
         name, start, stop = task
         weight = parts[name][start:stop]
-        plain = quantize(weight, format)
-        return {"plain": plain, **dict(by_rows(weight, plain))}
+        found: dict[Method, QuantizedBlocks] = {"plain": quantize(weight, format)}
+        found["weighted"] = keep_within(weight, format, quantize_search(weight, format, importance), found["plain"])
+        if factor is not None:
+            found["gptq"] = keep_within(weight, format, quantize_gptq(weight, format, factor), found["weighted"])
+            if rounds:
+                refined = descend(weight, found["gptq"], format, moments, damping, rounds)
+                found["descent"] = keep_within(weight, format, refined, found["gptq"])
+        return found
 
     tasks = [(name, start, stop) for name, weight in parts.items() for start, stop in _cuts(*weight.shape)]
     done = list(zip(tasks, pool.map(attempt, tasks), strict=True))
@@ -141,15 +135,17 @@ def quantize_matrix(
 
         tried["coupled"] = dict(zip(parts, pool.map(coupled, parts), strict=True))
 
+    held_out = {name: outputs.held_out(name) for name in parts} if outputs is not None else None
+
     def judge(task: tuple[Method | None, str, int, int]) -> float:
         method, name, start, stop = task
         error = parts[name][start:stop]
         if method is not None:
             error = error - dequantize(cut_rows(tried[method][name], start, stop), format, columns)
-        return output_error(error, judged) if outputs is None else cost(error, outputs.held_out(name), judged)
+        return output_error(error, judged) if held_out is None else cost(error, held_out[name], judged)
 
     errors: dict[Method | None, float] = dict.fromkeys((None, *tried), 0.0)
-    spans = tasks if outputs is None else [(name, 0, len(weight)) for name, weight in parts.items()]
+    spans = tasks if held_out is None else [(name, 0, len(weight)) for name, weight in parts.items()]
     judgements = [(one, *span) for one in errors for span in spans]
     for (judged_method, *_), error in zip(judgements, pool.map(judge, judgements), strict=True):
         errors[judged_method] += error

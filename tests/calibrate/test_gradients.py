@@ -15,6 +15,7 @@ from lfm2export.calibrate.activations import Scratch, Sequences, workers
 from lfm2export.calibrate.gradients import output_moments
 from lfm2export.calibrate.sampled import draw
 from lfm2export.checkpoint import Checkpoint, open_checkpoint
+from lfm2export.matrices import matrices
 from lfm2export.reference.stream import StreamReference
 from lfm2export.reference.weights import SourceWeights
 from tiny import write_tiny
@@ -43,7 +44,7 @@ def sequences(count: int, length: int = 24) -> Sequences:
 def moments(checkpoint: Checkpoint, text: Sequences, folder: Path, threads: int) -> gradients.OutputMoments:
     folder.mkdir()
     with workers(threads) as pool, torch.no_grad():
-        return output_moments(StreamReference(SourceWeights(checkpoint)), text, Scratch(folder), pool)
+        return output_moments(checkpoint, text, Scratch(folder), pool)
 
 
 def by_transformers(folder: Path, text: Sequences) -> dict[str, list[np.ndarray]]:
@@ -69,11 +70,7 @@ def by_transformers(folder: Path, text: Sequences) -> dict[str, list[np.ndarray]
 def test_they_are_those_of_transformers(folder: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
     text = sequences(9)  # one of them held out
     mine, theirs = moments(checkpoint, text, tmp_path / "scratch", 2), by_transformers(folder, text)
-    assert set(theirs) == {
-        name
-        for name in checkpoint.spec.source_tensors()
-        if name.endswith(("proj.weight", "w1.weight", "w2.weight", "w3.weight"))
-    }
+    assert set(theirs) == {part for one in matrices(checkpoint.spec) if one.layer is not None for part in one.parts}
     for name, found in theirs.items():
         fitted, held_out = np.concatenate(found[: text.fitted]), np.concatenate(found[text.fitted :])
         for got, rows in ((mine.fitted(name), fitted), (mine.held_out(name), held_out)):
@@ -107,10 +104,8 @@ def test_many_draws_come_to_the_fisher_information(checkpoint: Checkpoint, tmp_p
 
     wanted = np.zeros((residual[0].shape[-1],) * 2)
     for row in residual[0][0]:
-        jacobian = torch.autograd.functional.jacobian(
-            lambda x: student.norm(x[None, None])[0, 0] @ student.table.mT, row
-        )
-        p = torch.softmax(student.norm(row[None, None])[0, 0] @ student.table.mT, dim=-1)
+        jacobian = torch.autograd.functional.jacobian(logits, row)
+        p = torch.softmax(logits(row), dim=-1)
         wanted += (jacobian.mT @ (torch.diag(p) - torch.outer(p, p)) @ jacobian).numpy() / len(tokens)
     text = Sequences((tokens,) * 400 + (tokens,), 400)
     found = moments(checkpoint, text, tmp_path / "scratch", 2).fitted(LAST)

@@ -13,6 +13,7 @@ from lfm2export.quant.coupled import DAMPING, ROWS, cost, quantize_coupled
 from lfm2export.quant.gptq import factorize, quantize_gptq
 from lfm2export.weights import BlockFormat, QuantizedBlocks
 from matmulnbits import read_by_onnxruntime
+from problems import correlated
 
 Array = NDArray[np.float32]
 
@@ -21,9 +22,7 @@ FORMATS = [BlockFormat(4, size, symmetric) for size in (16, 32, 128) for symmetr
 
 def moments(size: int, seed: int) -> tuple[Array, Array]:
     """(rows [T, size], mean of x^T x): correlated, and of sizes that differ."""
-    random = np.random.default_rng((seed, size))
-    mixing = np.eye(size) + random.standard_normal((size, size)) / np.sqrt(size)
-    rows = (random.standard_normal((300, size)) @ mixing * np.exp(random.standard_normal(size))).astype(np.float32)
+    rows = correlated(np.random.default_rng((seed, size)), 300, size).astype(np.float32)
     return rows, rows.T @ rows / np.float32(len(rows))
 
 

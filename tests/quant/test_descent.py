@@ -13,19 +13,11 @@ from lfm2export.quant.descent import descend, rounds_for
 from lfm2export.quant.gptq import DAMPING, factorize, quantize_gptq
 from lfm2export.weights import BlockFormat, QuantizedBlocks
 from matmulnbits import read_by_onnxruntime
+from problems import problem
 
 Array = NDArray[np.float32]
 
 FORMATS = [BlockFormat(4, size, symmetric) for size in (16, 32, 128) for symmetric in (True, False)]
-
-
-def problem(rows: int, columns: int, seed: int = 0, tokens: int = 300) -> tuple[Array, Array]:
-    """(weight [N, K], H [K, K]) of inputs that are correlated and differ in size from column to column."""
-    random = np.random.default_rng((seed, rows, columns))
-    mixing = np.eye(columns) + random.standard_normal((columns, columns)) / np.sqrt(columns)
-    inputs = random.standard_normal((tokens, columns)) @ mixing * np.exp(random.standard_normal(columns))
-    weight = random.standard_normal((rows, columns)) * 0.02
-    return weight.astype(np.float32), (inputs.T @ inputs / tokens).astype(np.float32)
 
 
 def row_errors(weight: Array, blocks: QuantizedBlocks, format: BlockFormat, hessian: Array) -> NDArray[np.float64]:

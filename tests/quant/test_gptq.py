@@ -17,6 +17,7 @@ from lfm2export.quant.rounding import quantize_round
 from lfm2export.quant.search import quantize_search
 from lfm2export.weights import BlockFormat, QuantizedBlocks
 from matmulnbits import read_by_onnxruntime
+from problems import problem
 
 Array = NDArray[np.float32]
 
@@ -27,15 +28,6 @@ FORMATS = [
 formats = st.builds(
     BlockFormat, bits=st.sampled_from([4, 8]), block_size=st.sampled_from([16, 32]), symmetric=st.booleans()
 )
-
-
-def problem(rows: int, columns: int, seed: int = 0, tokens: int = 300, spread: float = 1.0) -> tuple[Array, Array]:
-    """(weight [N, K], H [K, K]) of inputs that are correlated and differ in size from column to column."""
-    random = np.random.default_rng((seed, rows, columns))
-    mixing = np.eye(columns) + random.standard_normal((columns, columns)) / np.sqrt(columns)
-    inputs = random.standard_normal((tokens, columns)) @ mixing * np.exp(spread * random.standard_normal(columns))
-    weight = random.standard_normal((rows, columns)) * 0.02
-    return weight.astype(np.float32), (inputs.T @ inputs / tokens).astype(np.float32)
 
 
 def damped(hessian: Array, damping: float = 0.01) -> NDArray[np.float64]:
