@@ -60,8 +60,11 @@ class ExplicitCache:
         self.present[layer] = (torch.gather(window, 2, self.ends.unsqueeze(1).expand(-1, window.shape[1], -1)),)
         return window
 
-    def update(self, key: torch.Tensor, value: torch.Tensor, layer: int) -> tuple[torch.Tensor, ...]:
-        """key, value [B, K, S, D] -> [B, K, P + S, D], the new ones right behind each row's own past."""
+    def update(self, key: torch.Tensor, value: torch.Tensor, layer: int, **unused: Any) -> tuple[torch.Tensor, ...]:
+        """key, value [B, K, S, D] -> [B, K, P + S, D], the new ones right behind each row's own past.
+
+        unused: transformers 5.24 hands down the keywords of its forward pass; caches of its own ignore them too.
+        """
         index = self.slots[:, None, :, None]
         present = []
         for past, new in zip(self.past[layer], (key, value), strict=True):
@@ -109,7 +112,7 @@ class ExplicitCacheLM(torch.nn.Module):  # type: ignore[misc]  # torch is not fo
             input_ids=torch.gather(input_ids, 1, order),
             position_ids=torch.gather(position_ids, 1, order),
             attention_mask={"full_attention": mask, "conv": None},
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
         ).last_hidden_state
         # "all" goes back to where each token stood: the k-th valid token is at packed place k.

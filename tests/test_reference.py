@@ -61,7 +61,7 @@ def test_steps_are_transformers_own_bit_for_bit(reference: Any, theirs: Any) -> 
     found = stepped(reference, TOKENS[:5], TOKENS[5:])
     with torch.no_grad():
         for index, chunk in enumerate([TOKENS[:5], *([token] for token in TOKENS[5:])]):
-            expected = theirs(torch.tensor([chunk]), past_key_values=cache, use_cache=True).logits[:, -1:].numpy()
+            expected = theirs(torch.tensor([chunk]), cache=cache, use_cache=True).logits[:, -1:].numpy()
             logits, caches = found[index]
             # The head is evaluated on one row here and on S there, or in parts: another order of summation.
             np.testing.assert_allclose(logits, expected, atol=HEAD, rtol=0)

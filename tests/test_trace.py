@@ -78,7 +78,7 @@ def reference(spec: ModelSpec, chunks: Sequence[Sequence[int]]) -> list[Step]:
     found = []
     for chunk in chunks:
         with torch.no_grad():
-            logits = model(torch.tensor([list(chunk)]), past_key_values=held, use_cache=True).logits.numpy()
+            logits = model(torch.tensor([list(chunk)]), cache=held, use_cache=True).logits.numpy()
         caches = []
         for cache_ in contract.caches(spec, "float32"):
             layer = held.layers[cache_.layer]

@@ -1,6 +1,6 @@
 """From next-token logits to a token, in numpy: the values of transformers' logits processors, in their order.
 
-transformers 5.23 applies the repetition penalty first (also when it decodes greedily), then temperature, top_k, top_p
+transformers 5.24 applies the repetition penalty first (also when it decodes greedily), then temperature, top_k, top_p
 and min_p. The draw itself is ours: the inverse cumulative distribution in float64 from a seeded numpy generator.
 """
 

@@ -138,7 +138,7 @@ class StreamDecoder:
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """The sandbox of transformers 5.23: templates are untrusted code."""
+    """The sandbox of transformers 5.24: templates are untrusted code."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
     )

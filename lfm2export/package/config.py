@@ -70,7 +70,7 @@ def artifact_config(
 
 
 def transformers_js_config(chunks: Mapping[str, int]) -> dict[str, Any]:
-    """What Transformers.js cannot find out from the files alone (4.3.1: utils/model-loader.js, utils/dtypes.js).
+    """What Transformers.js cannot find out from the files alone (4.3.2: utils/model-loader.js, utils/dtypes.js).
 
     use_external_data_format: chunks by full file name; it is looked up by that name first, then by "model".
     kv_cache_dtype: by dtype; version 3 reads it, version 4 asks the session.

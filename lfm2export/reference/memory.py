@@ -55,7 +55,7 @@ class MemoryReference:
         """
         ids, mask = torch_side.checked_step(self.spec, tokens, state, attention_mask)
         for piece in ids.split(PIECE, dim=1):
-            output = self.model(piece, past_key_values=state.cache, use_cache=True, logits_to_keep=1)
+            output = self.model(piece, cache=state.cache, use_cache=True, logits_to_keep=1)
         return output.logits.numpy(), ReferenceState(mask, state.cache)
 
     def read_caches(self, state: ReferenceState) -> tuple[NDArray[Any], ...]:
@@ -120,7 +120,7 @@ class _Passes:
         """The last layer's output [S, H] after the final norm, for `tokens` [S]."""
         ids = torch.tensor([tokens])
         for piece in ids.split(PIECE, dim=1):
-            output = self.reference.model.model(piece, past_key_values=self.cache, use_cache=True)
+            output = self.reference.model.model(piece, cache=self.cache, use_cache=True)
             self.hidden.append(output.last_hidden_state[0].numpy())
         return self.hidden[-1]
 

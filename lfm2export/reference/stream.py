@@ -143,7 +143,7 @@ class StreamReference:
                     position_embeddings=self.rotary(piece, positions),
                     attention_mask=causal_mask(past + start, stop - start) if module.is_attention_layer else None,
                     position_ids=positions,
-                    past_key_values=cache,
+                    cache=cache,
                 )
             )
         return torch.cat(pieces, dim=1)

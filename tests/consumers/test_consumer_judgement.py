@@ -116,7 +116,7 @@ def test_a_report_reads_well_for_machines_and_people() -> None:
     report = ConsumerReport(
         "out",
         (
-            ConsumerResult("node", "q4", "cpu", Verdict.FAILED, "4.3.1", checks=checks, noise=0.01, seconds=1.0),
+            ConsumerResult("node", "q4", "cpu", Verdict.FAILED, "4.3.2", checks=checks, noise=0.01, seconds=1.0),
             ConsumerResult.not_run("genai", "q4", "cpu", "not installed"),
         ),
     )

@@ -15,7 +15,7 @@ env.backends.onnx.wasm.wasmPaths = {
 };
 
 /**
- * What `promise` gives, or the first error that nobody else caught. Transformers.js 4.3.1 loads each data file in a
+ * What `promise` gives, or the first error that nobody else caught. Transformers.js 4.3.2 loads each data file in a
  * promise whose failure is lost: without this, a missing file would leave the load waiting for ever.
  */
 function orLostError(promise) {

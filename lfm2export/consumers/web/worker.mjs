@@ -73,7 +73,7 @@ function said(error) {
   return missing === undefined ? text : `${missing.replace("/./", "/")} is missing on this site: put it beside the other files of the model.`;
 }
 
-// Transformers.js 4.3.1 loses the error of a data file that is missing; the load then waits for ever.
+// Transformers.js 4.3.2 loses the error of a data file that is missing; the load then waits for ever.
 addEventListener("unhandledrejection", ({ reason }) => {
   postMessage({ kind: "error", action: model === null ? "load" : "answer", text: said(reason) });
 });
