@@ -1,0 +1,36 @@
+"""Names from outside as they are written into Markdown, Python and JavaScript.
+
+HTML takes `html.escape`, YAML and JSON their own writers. A name has no line breaks or control characters when it arrives in a document: :func:`one_line` first, always.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~<>&$])")
+
+
+def one_line(text: str) -> str:
+    """`text` with every run of line breaks, control characters and marks that turn its direction as one space."""
+    return _CONTROL.sub(" ", text).strip()
+
+
+def markdown(text: str) -> str:
+    """`text` as plain words in a paragraph or a table's cell: no emphasis, link, HTML or further column."""
+    return _MARKDOWN.sub(r"\\\1", one_line(text)).replace("\\<", "&lt;").replace("\\>", "&gt;").replace("\\&", "&amp;")
+
+
+def markdown_code(text: str) -> str:
+    """`text` as a code span, in a table too: a fence longer than any run of backticks in it."""
+    text = one_line(text).replace("|", "\\|") or " "
+    fence = "`" * (max((len(run) for run in re.findall(r"`+", text)), default=0) + 1)
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def quoted(text: str) -> str:
+    """`text` as a string literal that Python and JavaScript both read, inside a script element too."""
+    literal = json.dumps(_CONTROL.sub(" ", text), ensure_ascii=False)
+    return literal.replace("<", "\\u003c").replace(">", "\\u003e")
