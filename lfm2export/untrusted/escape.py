@@ -1,6 +1,7 @@
 """Names from outside as they are written into Markdown, Python and JavaScript.
 
-HTML takes `html.escape`, YAML and JSON their own writers. A name has no line breaks or control characters when it arrives in a document: :func:`one_line` first, always.
+HTML takes `html.escape`, YAML and JSON their own writers. No name brings a line break or a control character into a
+document: every function here goes through :func:`one_line` first.
 """
 
 from __future__ import annotations
