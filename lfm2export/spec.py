@@ -7,14 +7,25 @@ released checkpoints, which spells some of them twice (`block_dim`, `block_ff_di
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from lfm2export.config_fields import (
+    EPSILONS,
+    MAX_LAYERS,
+    MAX_SIZES,
+    MULTIPLIERS,
+    THETAS,
+    boolean,
+    check_equal,
+    integer,
+    number,
+)
 from lfm2export.errors import ConfigError, SourceError
+from lfm2export.untrusted.json_reader import read_object
+from lfm2export.untrusted.paths import find_file, shown
 
 LayerType = Literal["conv", "full_attention"]
 
@@ -32,6 +43,9 @@ ALIASES = (
 
 #: Switches of the released configs that transformers does not read: it computes as if they were on.
 ALWAYS_ON = ("block_use_swiglu", "use_pos_enc")
+
+#: The class that this tool exports, as transformers names it in `architectures`.
+ARCHITECTURE = "Lfm2ForCausalLM"
 
 
 @dataclass(frozen=True)
@@ -115,38 +129,33 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The JSON object in `folder`/config.json.
 
     Raises:
-        SourceError: the folder or the file is missing.
+        SourceError: the folder or the file is missing, or the file is a link out of the folder.
         ConfigError: the file is no JSON object.
     """
-    if not folder.is_dir():
+    if not _is_folder(folder):
         raise SourceError(f"{folder} is not a folder; give the folder of a checkpoint, or a hub id such as owner/name")
-    path = folder / "config.json"
-    if not path.is_file():
+    path = find_file(folder, "config.json", SourceError)
+    if path is None:
         raise SourceError(f"{folder} has no config.json; give the folder that `save_pretrained` wrote")
+    return read_object(path, ConfigError, "restore it from the checkpoint's source", folder=folder)
+
+
+def _is_folder(path: Path) -> bool:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid JSON ({error}); restore it from the checkpoint's source") from error
-    if not isinstance(config, dict):
-        raise ConfigError(f"{path} holds a {type(config).__name__}, expected a JSON object; restore it from the source")
-    return config
+        return path.is_dir()
+    except OSError:  # a name longer than the file system takes
+        return False
 
 
 def adjusted_ff_dim(config: Mapping[str, Any], ff_dim: int) -> int:
     """The FFN width that transformers' `Lfm2MLP` makes of `block_ff_dim`."""
-    if not _boolean(config, "block_auto_adjust_ff_dim", default=True):
+    if not boolean(config, "block_auto_adjust_ff_dim", default=True):
         return ff_dim
     width = int(2 * ff_dim / 3)
-    multiplier = config.get("block_ffn_dim_multiplier", 1.0)
-    if multiplier is None:
+    if config.get("block_ffn_dim_multiplier", 1.0) is None:
         return width
-    if (
-        isinstance(multiplier, bool)
-        or not isinstance(multiplier, int | float)
-        or not 0 < multiplier <= sys.float_info.max
-    ):
-        raise ConfigError(f"config.json: block_ffn_dim_multiplier is {multiplier!r}, expected a positive number")
-    multiple_of = _integer(config, "block_multiple_of", default=256)
+    multiplier = number(config, MULTIPLIERS, "block_ffn_dim_multiplier", default=1.0)
+    multiple_of = integer(config, "block_multiple_of", default=256)
     width = int(multiplier * width)
     return multiple_of * -(-width // multiple_of)
 
@@ -161,23 +170,25 @@ def parse_spec(config: Mapping[str, Any]) -> ModelSpec:
     model_type = config.get("model_type")
     if model_type != "lfm2":
         raise ConfigError(
-            f"config.json: model_type is {model_type!r}, expected 'lfm2'; this tool exports LFM2 text models only"
+            f"config.json: model_type is {shown(model_type)}, expected 'lfm2'; this tool exports LFM2 text models only"
         )
+    _check_purpose(config)
     if config.get("quantization_config") is not None:
         raise ConfigError("config.json: quantization_config is set; export from the unquantized checkpoint instead")
-    _check_aliases(config)
+    for names in ALIASES:
+        check_equal(config, names)
     for name in ALWAYS_ON:
         if config.get(name) is not None and config[name] is not True:
-            raise ConfigError(f"config.json: {name} is {config[name]!r}, expected true; nothing else is proven")
-    hidden_size = _integer(config, "hidden_size", "block_dim")
-    heads = _integer(config, "num_attention_heads", "num_heads")
-    key_value_heads = _integer(config, "num_key_value_heads")
+            raise ConfigError(f"config.json: {name} is {shown(config[name])}, expected true; nothing else is proven")
+    hidden_size = integer(config, "hidden_size", "block_dim")
+    heads = integer(config, "num_attention_heads", "num_heads")
+    key_value_heads = integer(config, "num_key_value_heads")
     if heads % key_value_heads:
         raise ConfigError(
             f"config.json: num_attention_heads is {heads}, expected a multiple of num_key_value_heads {key_value_heads}"
         )
     if config.get("head_dim") is not None:
-        head_dim = _integer(config, "head_dim")
+        head_dim = integer(config, "head_dim")
     elif hidden_size % heads:
         raise ConfigError(
             f"config.json: hidden_size {hidden_size} is no multiple of num_attention_heads {heads}; state head_dim"
@@ -189,66 +200,46 @@ def parse_spec(config: Mapping[str, Any]) -> ModelSpec:
             f"config.json: head_dim is {head_dim}, expected a multiple of 8 (GroupQueryAttention's kernels need it)"
         )
     return ModelSpec(
-        vocab_size=_integer(config, "vocab_size"),
+        vocab_size=integer(config, "vocab_size"),
         hidden_size=hidden_size,
         intermediate_size=_ffn_width(config),
         num_attention_heads=heads,
         num_key_value_heads=key_value_heads,
         head_dim=head_dim,
-        conv_L_cache=_integer(config, "conv_L_cache"),
-        conv_bias=_boolean(config, "conv_bias", default=False),
+        conv_L_cache=integer(config, "conv_L_cache"),
+        conv_bias=boolean(config, "conv_bias", default=False),
         layer_types=_layer_types(config),
         tie_word_embeddings=_tied(config),
-        norm_eps=_positive(config, "norm_eps", "block_norm_eps"),
+        norm_eps=number(config, EPSILONS, "norm_eps", "block_norm_eps"),
         rope_theta=_rope_theta(config),
-        max_position_embeddings=_integer(config, "max_position_embeddings"),
+        max_position_embeddings=integer(config, "max_position_embeddings"),
     )
 
 
-def _check_aliases(config: Mapping[str, Any]) -> None:
-    for names in ALIASES:
-        stated = [name for name in names if config.get(name) is not None]
-        for alias in stated[1:]:
-            name = stated[0]
-            if config[name] != config[alias]:
-                raise ConfigError(
-                    f"config.json contradicts itself: {name} is {config[name]!r} but {alias} is {config[alias]!r}; "
-                    "make them equal or remove one"
-                )
+def _check_purpose(config: Mapping[str, Any]) -> None:
+    """That the weights are those of a causal language model: other classes have the same tensors, or nearly so.
 
-
-def _first(config: Mapping[str, Any], names: tuple[str, ...], default: Any) -> tuple[str, Any]:
-    for name in names:
-        if config.get(name) is not None:
-            return name, config[name]
-    if default is None:
-        raise ConfigError(f"config.json has no {names[0]}; add it as the checkpoint's source has it")
-    return names[0], default
-
-
-def _integer(config: Mapping[str, Any], *names: str, default: int | None = None) -> int:
-    name, value = _first(config, names, default)
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 31:
-        raise ConfigError(f"config.json: {name} is {value!r}, expected a positive integer (below 2**31)")
-    return value
-
-
-def _positive(config: Mapping[str, Any], *names: str, default: float | None = None) -> float:
-    name, value = _first(config, names, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
-        raise ConfigError(f"config.json: {name} is {value!r}, expected a positive number")
-    return float(value)
-
-
-def _boolean(config: Mapping[str, Any], *names: str, default: bool) -> bool:
-    name, value = _first(config, names, default)
-    if not isinstance(value, bool):
-        raise ConfigError(f"config.json: {name} is {value!r}, expected true or false")
-    return value
+    `Lfm2Model` is refused too, though a tied head could be put on it: retrieval and embedding models are saved so, and
+    what they were trained for is not to write.
+    """
+    stated = config.get("architectures")
+    if stated is not None and stated not in ([], [ARCHITECTURE]):
+        hint = "give a causal language model"
+        if stated == ["Lfm2Model"]:
+            hint = "if it is one that was saved without its head, load it with Lfm2ForCausalLM and save that"
+        raise ConfigError(
+            f"config.json: architectures is {shown(stated)}, expected ['{ARCHITECTURE}'], a model that "
+            f"writes text; {hint}"
+        )
+    if config.get("is_causal") is not None and config["is_causal"] is not True:
+        raise ConfigError(
+            f"config.json: is_causal is {shown(config['is_causal'])}, expected true; its attention looks at later "
+            "tokens and it cannot write text: give a causal language model"
+        )
 
 
 def _tied(config: Mapping[str, Any]) -> bool:
-    return _boolean(config, "tie_word_embeddings", "tie_embedding", default=True)
+    return boolean(config, "tie_word_embeddings", "tie_embedding", default=True)
 
 
 def _ffn_width(config: Mapping[str, Any]) -> int:
@@ -256,26 +247,35 @@ def _ffn_width(config: Mapping[str, Any]) -> int:
 
     `intermediate_size` is too, for transformers reads it so; a config that holds both must agree on either reading.
     """
-    before = _integer(config, "block_ff_dim", "intermediate_size")
+    before = integer(config, "block_ff_dim", "intermediate_size")
     width = adjusted_ff_dim(config, before)
+    if not 1 <= width <= MAX_SIZES["intermediate_size"]:
+        raise ConfigError(
+            f"config.json: the FFN width {before} becomes {width} when adjusted (block_auto_adjust_ff_dim), expected 1 "
+            f"to {MAX_SIZES['intermediate_size']:,}; correct it as the checkpoint's source has it"
+        )
     stated = config.get("intermediate_size")
     if stated is not None and stated not in (before, width):
         raise ConfigError(
-            f"config.json contradicts itself: intermediate_size is {stated!r} but block_ff_dim {before} means {before} "
-            f"or, adjusted, {width}; make them agree or remove one"
+            f"config.json contradicts itself: intermediate_size is {shown(stated)} but block_ff_dim {before} means "
+            f"{before} or, adjusted, {width}; make them agree or remove one"
         )
     return width
 
 
 def _layer_types(config: Mapping[str, Any]) -> tuple[LayerType, ...]:
-    count = _integer(config, "num_hidden_layers")
+    count = integer(config, "num_hidden_layers")
     indices = config.get("full_attn_idxs")
     if indices is not None:
         if not isinstance(indices, list):
-            raise ConfigError(f"config.json: full_attn_idxs is {indices!r}, expected a list of layer numbers")
+            raise ConfigError(f"config.json: full_attn_idxs is {shown(indices)}, expected a list of layer numbers")
+        if len(indices) > MAX_LAYERS:
+            raise ConfigError(
+                f"config.json: full_attn_idxs has {len(indices):,} entries, expected at most {MAX_LAYERS:,}"
+            )
         bad = [i for i in indices if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < count]
         if bad:
-            raise ConfigError(f"config.json: full_attn_idxs holds {bad[0]!r}, expected layer numbers 0 to {count - 1}")
+            raise ConfigError(f"config.json: full_attn_idxs holds {shown(bad[0])}, expected 0 to {count - 1}")
     types = _stated_layer_types(config, count, indices)
     if FULL_ATTENTION not in types:
         raise ConfigError(
@@ -294,20 +294,20 @@ def _stated_layer_types(config: Mapping[str, Any], count: int, indices: list[int
             )
         return tuple(FULL_ATTENTION if i in indices else CONV for i in range(count))
     if not isinstance(types, list):
-        raise ConfigError(f"config.json: layer_types is {types!r}, expected a list of 'conv' and 'full_attention'")
+        raise ConfigError(f"config.json: layer_types is {shown(types)}, expected a list of 'conv' and 'full_attention'")
     if len(types) != count:
         raise ConfigError(
             f"config.json contradicts itself: num_hidden_layers is {count} but layer_types has {len(types)} entries; "
             "make them agree"
         )
-    unknown = sorted({str(kind) for kind in types} - {CONV, FULL_ATTENTION})
+    unknown = [kind for kind in types if kind not in (CONV, FULL_ATTENTION)]
     if unknown:
-        raise ConfigError(f"config.json: layer_types holds {unknown[0]!r}, expected 'conv' or 'full_attention'")
+        raise ConfigError(f"config.json: layer_types holds {shown(unknown[0])}, expected 'conv' or 'full_attention'")
     attention = [i for i, kind in enumerate(types) if kind == FULL_ATTENTION]
     if indices is not None and sorted(set(indices)) != attention:
         raise ConfigError(
-            f"config.json contradicts itself: full_attn_idxs is {sorted(indices)} but layer_types has attention at "
-            f"{attention}; make them agree or remove one"
+            f"config.json contradicts itself: full_attn_idxs is {shown(sorted(indices))} but layer_types has "
+            f"attention at {shown(attention)}; make them agree or remove one"
         )
     return cast("tuple[LayerType, ...]", tuple(types))
 
@@ -320,20 +320,20 @@ def _rope_theta(config: Mapping[str, Any]) -> float:
             continue
         if not isinstance(parameters, dict):
             raise ConfigError(
-                f"config.json: {name} is {parameters!r}, expected an object with rope_type and rope_theta"
+                f"config.json: {name} is {shown(parameters)}, expected an object with rope_type and rope_theta"
             )
         kind = parameters.get("rope_type", parameters.get("type", "default"))
         if kind != "default":
             raise ConfigError(
-                f"config.json: {name} asks for rope_type {kind!r}, expected 'default'; other kinds are not proven"
+                f"config.json: {name} asks for rope_type {shown(kind)}, expected 'default'; other kinds are not proven"
             )
         inner = parameters.get("rope_theta")
         outer = config.get("rope_theta")
         if inner is not None and outer is not None and inner != outer:
             raise ConfigError(
-                f"config.json contradicts itself: rope_theta is {outer!r} but {name}.rope_theta is {inner!r}; "
-                "make them equal or remove one"
+                f"config.json contradicts itself: rope_theta is {shown(outer)} but {name}.rope_theta is "
+                f"{shown(inner)}; make them equal or remove one"
             )
         if inner is not None:
-            return _positive(parameters, "rope_theta")
-    return _positive(config, "rope_theta", "theta")
+            return number(parameters, THETAS, "rope_theta")
+    return number(config, THETAS, "rope_theta", "theta")

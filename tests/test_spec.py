@@ -100,6 +100,10 @@ def test_aliases_stand_in_for_the_names_of_transformers() -> None:
         {"full_attn_idxs": [3, 1, 1]},
         {"head_dim": 16},
         {"block_use_swiglu": True, "use_pos_enc": True},
+        {"architectures": None},
+        {"architectures": []},
+        {"is_causal": True},
+        {"is_causal": None},
     ],
 )
 def test_harmless_spellings(overrides: dict[str, Any]) -> None:
@@ -127,8 +131,13 @@ def test_intermediate_size_may_be_stated_before_or_after_the_adjustment() -> Non
         ({"vocab_size": None}, ["no vocab_size"]),
         ({"vocab_size": 0}, ["vocab_size is 0", "positive integer"]),
         ({"vocab_size": True}, ["vocab_size is True"]),
-        ({"intermediate_size": 10**400}, ["intermediate_size is 1000", "below 2**31"]),
-        ({"norm_eps": 10**400}, ["norm_eps is 1000", "positive number"]),
+        ({"intermediate_size": 10**400}, ["intermediate_size is 1000", "at most 1,048,576"]),
+        ({"norm_eps": 10**400}, ["norm_eps is 1000", "number from 1e-30 to 0.1"]),
+        ({"norm_eps": 1e300}, ["norm_eps is 1e+300"]),
+        ({"norm_eps": 1}, ["norm_eps is 1,"]),
+        ({"norm_eps": 5e-324}, ["norm_eps is 5e-324"]),
+        ({"norm_eps": "1e-5"}, ["norm_eps is '1e-5'"]),
+        ({"norm_eps": True}, ["norm_eps is True"]),
         ({"hidden_size": "64"}, ["hidden_size is '64'"]),
         ({"hidden_size": 66}, ["66", "num_attention_heads 4", "head_dim"]),
         ({"num_key_value_heads": 3}, ["num_attention_heads is 4", "multiple of num_key_value_heads 3"]),
@@ -142,10 +151,42 @@ def test_intermediate_size_may_be_stated_before_or_after_the_adjustment() -> Non
         ({"theta": 10000.0}, ["rope_theta is 1000000.0", "theta is 10000.0"]),
         ({"tie_word_embeddings": "yes"}, ["tie_word_embeddings is 'yes'", "true or false"]),
         ({"conv_bias": 1}, ["conv_bias is 1", "true or false"]),
-        ({"norm_eps": -1.0}, ["norm_eps is -1.0", "positive number"]),
+        ({"norm_eps": -1.0}, ["norm_eps is -1.0", "number from"]),
         ({"norm_eps": float("inf")}, ["norm_eps is inf"]),
         ({"norm_eps": float("nan")}, ["norm_eps is nan"]),
         ({"rope_theta": None}, ["no rope_theta"]),
+        ({"rope_theta": float("inf")}, ["rope_theta is inf", "number from 1 to 1e+15"]),
+        ({"rope_theta": 5e-324}, ["rope_theta is 5e-324"]),
+        ({"rope_theta": 0.5}, ["rope_theta is 0.5"]),
+        ({"rope_parameters": {"rope_theta": 1e300}, "rope_theta": None}, ["rope_theta is 1e+300"]),
+        ({"num_hidden_layers": 2_000_000_000, "layer_types": None, "full_attn_idxs": [0]}, ["at most 1,024"]),
+        ({"num_hidden_layers": 2_000_000_000}, ["num_hidden_layers is 2000000000", "at most 1,024"]),
+        ({"full_attn_idxs": [1, 3] * 1000}, ["full_attn_idxs has 2,000 entries", "at most 1,024"]),
+        ({"layer_types": ["conv"] * 100_000}, ["num_hidden_layers is 100000", "at most 1,024"]),
+        ({"layer_types": ["conv"] * 100_000, "num_hidden_layers": 4}, ["layer_types has 100000 entries"]),
+        ({"layer_types": [{"a": "b" * 1000}]}, ["layer_types holds {'a': 'bbb", "'conv' or 'full_attention'"]),
+        ({"vocab_size": 2**31 - 1}, ["vocab_size is 2147483647", "at most 4,194,304"]),
+        ({"hidden_size": 1 << 30}, ["hidden_size is 1073741824"]),
+        ({"hidden_size": 64.0}, ["hidden_size is 64.0"]),
+        ({"head_dim": 1 << 20}, ["head_dim is 1048576"]),
+        ({"conv_L_cache": 10**6}, ["conv_L_cache is 1000000", "at most 256"]),
+        ({"max_position_embeddings": 10**12}, ["max_position_embeddings is 1000000000000"]),
+        ({"num_attention_heads": 0}, ["num_attention_heads is 0", "positive integer"]),
+        ({"num_attention_heads": -4}, ["num_attention_heads is -4"]),
+        ({"num_key_value_heads": True}, ["num_key_value_heads is True"]),
+        ({"block_auto_adjust_ff_dim": True, "block_ffn_dim_multiplier": 1e308}, ["multiplier is 1e+308"]),
+        ({"block_auto_adjust_ff_dim": True, "block_multiple_of": 10**9}, ["block_multiple_of is 1000000000"]),
+        ({"block_auto_adjust_ff_dim": True, "block_ffn_dim_multiplier": 1000.0, "intermediate_size": 1 << 20}, ["FFN"]),
+        ({"block_auto_adjust_ff_dim": True, "intermediate_size": 1}, ["FFN width 1 becomes 0"]),
+        ({"architectures": ["Lfm2BidirectionalModel"], "is_causal": False}, ["architectures is ['Lfm2Bidirectional"]),
+        ({"architectures": ["Lfm2ForSequenceClassification"]}, ["expected ['Lfm2ForCausalLM']", "writes text"]),
+        ({"architectures": ["Lfm2Model"]}, ["architectures is ['Lfm2Model']", "saved without its head"]),
+        ({"architectures": "Lfm2ForCausalLM"}, ["architectures is 'Lfm2ForCausalLM', expected ['Lfm2ForCausalLM']"]),
+        ({"architectures": {"a": "\n"}}, ["architectures is {'a': '\\n'}"]),
+        ({"architectures": 7}, ["architectures is 7"]),
+        ({"architectures": ["Lfm2ForCausalLM", "Other"]}, ["architectures is ['Lfm2ForCausalLM', 'Other']"]),
+        ({"is_causal": False}, ["is_causal is False", "expected true"]),
+        ({"is_causal": "no"}, ["is_causal is 'no'"]),
         ({"rope_parameters": {"rope_type": "yarn"}}, ["rope_type 'yarn'", "not proven"]),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, ["rope_scaling", "'linear'"]),
         (
@@ -199,15 +240,36 @@ def test_read_config_refusals(tmp_path: Path) -> None:
         read_config(tmp_path / "nowhere")
     with pytest.raises(SourceError, match=r"no config\.json"):
         read_config(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": ')
-    with pytest.raises(ConfigError, match="not valid JSON"):
-        read_config(tmp_path)
-    (tmp_path / "config.json").write_text("[" * 100_000)
-    with pytest.raises(ConfigError, match="not valid JSON"):
-        read_config(tmp_path)
-    (tmp_path / "config.json").write_bytes(b"\xff\xfe{}")
-    with pytest.raises(ConfigError, match="not valid JSON"):
-        read_config(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(["lfm2"]))
-    with pytest.raises(ConfigError, match="holds a list, expected a JSON object"):
-        read_config(tmp_path)
+    path = tmp_path / "config.json"
+    for content, said in (
+        (b'{"model_type": ', "is not valid JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"\xff\xfe{}", "is not UTF-8 (UTF-16)"),
+        (b'["lfm2"]', "holds a JSON list, expected an object"),
+        (b'{"norm_eps": 1e999}', "the number 1e999 is too large"),
+        (b'{"norm_eps": NaN}', "NaN is no JSON number"),
+        (b'{"vocab_size": 1, "vocab_size": 2}', "an object has the key 'vocab_size' twice"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError) as caught:
+            read_config(tmp_path)
+        message = str(caught.value)
+        assert said in message and message.endswith("restore it from the checkpoint's source") and "\n" not in message
+
+
+def test_read_config_drops_a_byte_order_mark_and_follows_links_inside_only(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "real.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(tiny_config()).encode())
+    (folder / "config.json").symlink_to("real.json")
+    assert read_config(folder) == tiny_config()
+    (folder / "real.json").rename(tmp_path / "outside.json")
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to(tmp_path / "outside.json")
+    with pytest.raises(SourceError, match=r"is a link to .* outside"):
+        read_config(folder)
+
+
+def test_a_name_too_long_is_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="is not a folder"):
+        read_config(tmp_path / ("x" * 300))
