@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Collection
 from pathlib import Path
 
 from lfm2export.contract import MODEL_FILES
 from lfm2export.errors import ArtifactError
+from lfm2export.untrusted.onnx_file import data_path, opened, rewritten, scan, scan_file
+from lfm2export.untrusted.paths import find_file
 
 #: Which file to open when none is asked for: what the model card runs first, then the small ones, then the exact ones.
 PREFERENCE = ("q4", "q4f16", "q8", "fp16", "fp32")
@@ -31,10 +35,48 @@ def find_model(folder: Path, dtype: str | None = None) -> Path:
 
 
 def available_models(folder: Path) -> dict[str, Path]:
-    """dtype -> file, for every model file in `folder`/onnx or `folder` itself, in the order of MODEL_FILES."""
+    """dtype -> file, for every model file in `folder`/onnx or `folder` itself, in the order of MODEL_FILES.
+
+    Raises:
+        ArtifactError: one is a link out of the folder, or no file.
+    """
     found: dict[str, Path] = {}
     for dtype, name in MODEL_FILES.items():
-        for path in (folder / "onnx" / name, folder / name):
-            if path.is_file() and dtype not in found:
-                found[dtype] = path
+        path = find_file(folder, f"onnx/{name}", ArtifactError) or find_file(folder, name, ArtifactError)
+        if path is not None:
+            found[dtype] = path
     return found
+
+
+def resolve_data(
+    path: Path, folder: Path, graph: bytes | None = None, given: Collection[str] = ()
+) -> tuple[str | bytes, Path]:
+    """(the model as a session takes it, the folder that its data files are in).
+
+    onnxruntime refuses a data file that is a link out of that folder, as every file in a hub's cache is. A graph whose
+    files are links therefore names what they lead to, once that has been found to be allowed.
+
+    Args:
+        folder: the artifact, which `path` is in.
+        graph: the bytes of an altered graph, in place of those of `path`.
+        given: initializers whose data the session is given otherwise.
+
+    Raises:
+        ArtifactError: the file is no ONNX model, or a data file is missing or lies elsewhere.
+    """
+    external = scan_file(path, ArtifactError) if graph is None else scan(graph, path, ArtifactError)
+    targets: dict[str, Path] = {}
+    for location in {tensor.location for tensor in external if tensor.name not in given}:
+        found = data_path(path, location, folder, ArtifactError)
+        if not found.is_file():
+            raise ArtifactError(f"{path} needs the data file {location}, which is not there; put it beside it")
+        targets[location] = found.resolve()
+    here = path.parent.resolve()
+    if all(target == here / location for location, target in targets.items()):
+        return (str(path) if graph is None else graph), here
+    root = Path(os.path.commonpath([target.parent for target in targets.values()]))
+    locations = {location: target.relative_to(root).as_posix() for location, target in targets.items()}
+    if graph is not None:
+        return rewritten(graph, locations), root
+    with opened(path, ArtifactError) as data:
+        return rewritten(data, locations), root

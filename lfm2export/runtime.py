@@ -21,7 +21,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from lfm2export import contract
-from lfm2export.artifact import find_model
+from lfm2export.artifact import find_model, resolve_data
 from lfm2export.contract import MODEL_FILES, LogitsMode
 from lfm2export.errors import ArtifactError, StepError
 from lfm2export.spec import ModelSpec, parse_spec, read_config
@@ -100,7 +100,7 @@ class OnnxModel:
         self.spec: ModelSpec = parse_spec(read_config(folder))
         self.given = [_Buffer(value) for value in (given or {}).values()]
         self.session = _open_session(
-            self.path, graph, dict(zip(given or {}, self.given, strict=True)), threads, optimization, providers
+            self.path, folder, graph, dict(zip(given or {}, self.given, strict=True)), threads, optimization, providers
         )
         self.logits_mode: LogitsMode = _logits_mode(self.session)
         held = [value.type for value in self.session.get_inputs() if value.type == "tensor(float16)"]
@@ -323,6 +323,7 @@ def interface_faults(session: ort.InferenceSession, wanted: contract.Contract) -
 
 def _open_session(
     path: Path,
+    folder: Path,
     graph: bytes | None,
     given: Mapping[str, _Buffer],
     threads: int | None,
@@ -336,15 +337,16 @@ def _open_session(
     options.graph_optimization_level = _LEVELS[optimization]
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist; give an ONNX file")
-    options.add_session_config_entry(_DATA_FOLDER, str(path.parent))
+    model, place = resolve_data(path, folder if path.is_relative_to(folder) else path.parent, graph, given)
+    if isinstance(model, bytes):
+        options.add_session_config_entry(_DATA_FOLDER, str(place))
     if given:
         options.add_external_initializers(list(given), [buffer.value for buffer in given.values()])
     try:
-        return ort.InferenceSession(graph if graph is not None else str(path), options, providers=list(providers))
+        return ort.InferenceSession(model, options, providers=list(providers))
     except Exception as error:  # onnxruntime's own exception classes share no base below Exception
-        reason = " ".join(str(error).split())[:300]
         raise ArtifactError(
-            f"{path} does not load in onnxruntime ({reason}); build it again, or fetch it anew"
+            f"{path} does not load in onnxruntime ({_one_line(error)}); build it again, or fetch it anew"
         ) from error
 
 

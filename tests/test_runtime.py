@@ -79,7 +79,7 @@ def test_interface_that_contradicts_the_config_is_refused(tmp_path: Path) -> Non
 def test_damaged_file_is_one_line(tmp_path: Path) -> None:
     write_standin(tmp_path)
     (tmp_path / "onnx" / "model.onnx").write_bytes(b"not a model")
-    with pytest.raises(ArtifactError, match="does not load in onnxruntime") as caught:
+    with pytest.raises(ArtifactError, match="is not a readable ONNX model") as caught:
         OnnxModel(tmp_path)
     assert "\n" not in str(caught.value)
 

@@ -99,8 +99,9 @@ def checked_link(path: Path, folder: Path, error: type[Lfm2ExportError]) -> Path
 
 
 def _in_blobs(target: Path, root: Path) -> bool:
-    """Whether `target` is content of the hub cache that the folder `root` is a snapshot of."""
-    return root.parent.name == "snapshots" and target.is_relative_to(root.parent.parent / "blobs")
+    """Whether `target` is content of the hub cache that `root` is a snapshot of, or a folder in one."""
+    snapshots = (place for place in root.parents if place.name == "snapshots")
+    return any(target.is_relative_to(place.parent / "blobs") for place in snapshots)
 
 
 def shown(value: object, limit: int = 80) -> str:
