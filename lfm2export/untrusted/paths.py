@@ -19,6 +19,7 @@ MAX_NAME = 255
 
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.+-]*", re.ASCII)
+_PLAIN = re.compile(r"[\w./-]{1,120}", re.ASCII)
 #: Names that Windows keeps for devices, with any suffix.
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.ASCII | re.IGNORECASE)
 
@@ -93,8 +94,8 @@ def checked_link(path: Path, folder: Path, error: type[Lfm2ExportError]) -> Path
     if target.is_relative_to(root) or _in_blobs(target, root):
         return path
     raise error(
-        f"{path} is a link to {target}, outside {folder}; links are followed inside the folder and into the hub "
-        "cache's blobs only: put the file itself there"
+        f"{path} is a link to {shown(str(target), 200)}, outside {folder}; links are followed inside "
+        "the folder and into the hub cache's blobs only: put the file itself there"
     )
 
 
@@ -108,3 +109,8 @@ def shown(value: object, limit: int = 80) -> str:
     """`value` for an error message: its repr, cut."""
     text = repr(value)
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def named(name: str) -> str:
+    """`name`, of a tensor or a file, for an error message: as it is if it is plain, else as :func:`shown`."""
+    return name if _PLAIN.fullmatch(name) else shown(name)
