@@ -38,8 +38,8 @@ def test_an_adapter_left_beside_whole_weights(tiny: Path) -> None:
     put_adapter(tiny, base_model_name_or_path=BASE)
     assert refusal(SourceError, tiny) == (
         f"{tiny} holds whole weights and beside them a PEFT adapter of the base '{BASE}' (adapter_config.json), which "
-        "an export would leave out; merge it (load both with PEFT, merge_and_unload(), save_pretrained(FOLDER)), or, if "
-        "the weights have it already, take its files away"
+        "an export would leave out; merge it (load both with PEFT, merge_and_unload(), save_pretrained(FOLDER)), or, "
+        "if the weights have it already, take its files away"
     )
     (tiny / "adapter_config.json").unlink()
     refusal(SourceError, tiny, "of a base that it does not name (adapter_model.safetensors)")
