@@ -20,10 +20,15 @@ import pytest
 
 from lfm2export.checkpoint import open_checkpoint
 from lfm2export.errors import HubError, SourceError
-from lfm2export.hub import ResolvedSource, resolve_source
+from lfm2export.hub import ResolvedSource, cached_source, is_wanted, resolve_source
 from tiny import write_tiny
 
 MAIN, OLD = "a" * 40, "b" * 40
+#: What `write_tiny` writes.
+WANTED = (
+    *("LICENSE", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors"),
+    *("tokenizer.json", "tokenizer_config.json"),
+)
 
 
 @dataclass
@@ -125,6 +130,19 @@ def contents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, by
     root = tmp_path_factory.mktemp("contents")
     extra = {
         "README.md": b"# a card\n",
+        "NOTICE": b"made by somebody\n",
+        "additional_chat_templates/tool_use.jinja": b"{{ 1 }}",
+        "additional_chat_templates/evil.py": b"raise SystemExit\n",
+        "additional_chat_templates/deeper/x.jinja": b"{{ 2 }}",
+        "../../outside.json": b"{}",
+        "/tmp/absolute.json": b"{}",
+        "a b.json": b"{}",
+        "C:drive.json": b"{}",
+        "*.json": b"{}",
+        ".hidden.json": b"{}",
+        "NUL.json": b"{}",
+        "back\\slash.json": b"{}",
+        "LICENSE.py": b"raise SystemExit\n",
         "modeling_evil.py": b"raise SystemExit\n",
         "pytorch_model.bin": b"pickle",
         "training_args.bin": b"pickle",
@@ -235,6 +253,47 @@ def test_neither_folder_nor_hub_id(source: str, tmp_path: Path, monkeypatch: pyt
     refusal(SourceError, lambda: resolve_source(source), repr(source), "neither a folder nor a hub id", "owner/name")
 
 
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("~nosuchuser/x", "~nosuchuser/x cannot be a folder (Could not determine home directory.)"),
+        ("x" * 300, f"{'x' * 76!r}"[:-1] + "... cannot be a folder (File name too long)"),
+        ("./a\nb", "'./a\\nb' does not exist"),
+        ("./a\0b", "'./a\\x00b' does not exist"),
+        ("a\0b", "'a\\x00b' is neither a folder nor a hub id"),
+        ("owner/na\u202eme", "is neither a folder nor a hub id"),
+    ],
+)
+def test_odd_names(source: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    refusal(SourceError, lambda: resolve_source(source), said, "owner/name")
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("model-00001-of-00002.safetensors", True),
+        ("model.safetensors.index.json", True),
+        ("NOTICE.txt", True),
+        ("LICENSE-MODEL", True),
+        ("LICENSES", False),
+        ("LICENSE.bin", False),
+        ("additional_chat_templates/a-b.jinja", True),
+        ("additional_chat_templates/../config.json", False),
+        ("additional_chat_templates//x.jinja", False),
+        ("other/x.jinja", False),
+        ("modeling.py", False),
+        ("config.json\n", False),
+        ("conf?g.json", False),
+        ("[a].json", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_which_files_are_asked_for(name: object, wanted: bool) -> None:
+    assert is_wanted(name) is wanted
+
+
 def test_only_hub_ids_have_revisions(tmp_path: Path) -> None:
     refusal(SourceError, lambda: resolve_source(str(tmp_path), "main"), "'main'", "only hub ids have revisions")
     refusal(SourceError, lambda: resolve_source(None, "main"), "the shipped model")
@@ -249,9 +308,9 @@ def test_download_takes_what_an_export_needs_and_nothing_that_runs(
     told: list[tuple[int, int | None]] = []
     source = resolve_source("someone/tiny", None, lambda stage, done, total, unit: told.append((done, total)))
     assert (source.name, source.origin, source.repo_id, source.revision) == ("tiny", "hub", "someone/tiny", MAIN)
-    unwanted = {"modeling_evil.py", "pytorch_model.bin", "training_args.bin", "image.png"}
-    wanted = {name for name in contents["main"] if "/" not in name} - unwanted
-    assert {path.name for path in source.folder.rglob("*")} == wanted == set(hub.downloaded())
+    wanted = {*WANTED, "additional_chat_templates/tool_use.jinja", "NOTICE", "README.md"}
+    there = {path.relative_to(source.folder).as_posix() for path in source.folder.rglob("*") if path.is_file()}
+    assert there == wanted and {name.split("/")[-1] for name in wanted} == set(hub.downloaded())
     assert {name: (source.folder / name).read_bytes() for name in wanted} == {
         name: contents["main"][name] for name in wanted
     }
@@ -281,6 +340,55 @@ def test_pinned_revision(hub: Hub, contents: dict[str, dict[str, bytes]], revisi
 
 def test_no_such_repository(hub: Hub) -> None:
     refusal(HubError, lambda: resolve_source("someone/nothing"), "no model someone/nothing", "check the spelling")
+
+
+@pytest.mark.parametrize(
+    "revision", ["", "../../x", "a/../b", "/x", "a//b", "-x", "x\n", "x\0", "x" * 300, "a b", "x?y", "x..y", "x/"]
+)
+def test_revisions_that_are_none(hub: Hub, revision: str) -> None:
+    refusal(HubError, lambda: resolve_source("someone/tiny", revision), "is none, expected a branch, tag or commit")
+    assert hub.requests == []
+
+
+def test_revisions_of_several_parts(hub: Hub) -> None:
+    hub.refs["refs%2Fpr%2F1"] = OLD
+    assert resolve_source("someone/tiny", "refs/pr/1").revision == OLD
+
+
+def test_a_commit_that_is_none(hub: Hub) -> None:
+    hub.refs["main"] = "../../../x"
+    hub.repos["someone/tiny"]["../../../x"] = hub.repos["someone/tiny"][MAIN]
+    refusal(HubError, lambda: resolve_source("someone/tiny"), "is at commit '../../../x', expected 40 digits")
+
+
+def test_an_endpoint_that_is_no_hub(hub: Hub) -> None:
+    hub.deny["someone/tiny"] = (200, "")
+    refusal(HubError, lambda: resolve_source("someone/tiny"), hub.url, "someone/tiny")
+
+
+def test_too_many_files(hub: Hub) -> None:
+    hub.repos["someone/many"] = {MAIN: {f"model-{i}.safetensors": b"" for i in range(2001)}}
+    refusal(HubError, lambda: resolve_source("someone/many"), "has 2,001 files", "at most 2,000")
+    assert hub.downloaded() == []
+
+
+def test_what_the_cache_has_at_a_commit(hub: Hub) -> None:
+    assert cached_source("someone/tiny", MAIN) is None
+    first = resolve_source("someone/tiny")
+    hub.requests.clear()
+    assert cached_source("someone/tiny", MAIN) == first
+    assert cached_source("someone/tiny", OLD) is None
+    for repo_id, commit in (
+        ("someone/tiny", "main"),
+        ("../x", MAIN),
+        (None, MAIN),
+        ("someone/tiny", None),
+        ("a--b/c", MAIN),
+    ):
+        assert cached_source(repo_id, commit) is None
+    assert hub.requests == []
+    (first.folder / "tokenizer.json").unlink()
+    assert cached_source("someone/tiny", MAIN) is None
 
 
 def test_no_such_revision(hub: Hub) -> None:

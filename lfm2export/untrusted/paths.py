@@ -19,7 +19,6 @@ MAX_NAME = 255
 
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.+-]*", re.ASCII)
-_PLAIN = re.compile(r"[\w./-]{1,120}", re.ASCII)
 #: Names that Windows keeps for devices, with any suffix.
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.ASCII | re.IGNORECASE)
 
@@ -112,5 +111,5 @@ def shown(value: object, limit: int = 80) -> str:
 
 
 def named(name: str) -> str:
-    """`name`, of a tensor or a file, for an error message: as it is if it is plain, else as :func:`shown`."""
-    return name if _PLAIN.fullmatch(name) else shown(name)
+    """`name`, of a tensor or a file, for an error message: as it is if it is short and prints, else its repr, cut."""
+    return name if len(name) <= 200 and name.isprintable() else shown(name)
