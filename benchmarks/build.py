@@ -123,7 +123,7 @@ def _build(source: Path, out: Path, options: tuple[str, ...]) -> Usage:
 
 
 def _tool(arguments: list[str]) -> Usage:
-    used = measure([sys.executable, "-m", "lfm2export.cli", *arguments], cwd=ROOT)
+    used = measure([sys.executable, "-m", "lfm2export", *arguments], cwd=ROOT)
     if used.exit_code:
         raise PeerError(f"lfm2-export {' '.join(arguments)} exited with {used.exit_code}: {used.output[-2000:]}")
     return used

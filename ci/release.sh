@@ -13,7 +13,16 @@
 # VERIFY        further options of verify, such as "--steps 32 --long"; words are split at blanks
 # LFM2_EXPORT   the command, default .venv/bin/lfm2-export of this checkout, else the one on the PATH
 #
-# Exit code: 0 good, 1 parity, a hash or the contract failed (everything is written all the same), 2 bad usage or input.
+# Exit codes are those of lfm2-export; after 1 everything is written all the same:
+#
+#     0  good
+#     1  the artifact failed: parity, a hash or the contract
+#     2  bad input or usage, a full disk, a place that cannot be read or written, a hub that does not answer, or not
+#        enough memory
+#    70  a fault of lfm2-export itself: the message says where to report it, --traceback shows where it is
+#   130  interrupted (Ctrl-C)
+#   141  what read its output went away, as head does
+#   143  ended by SIGTERM, as a Ctrl-C would
 set -euo pipefail
 
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "$0"; }
@@ -37,28 +46,35 @@ read -ra verify <<<"${VERIFY:-}"
 # build.json says where a hub's checkpoint is, at which commit, but not where a folder is.
 if [ ${#source[@]} -gt 0 ] && [ -d "${source[0]}" ]; then verify+=(--reference "${source[0]}"); fi
 
-mkdir -p "$out"
 artifact=$out/artifact
-rm -f "$out/junit.xml" "$out/sha256sums"
+{ mkdir -p "$out" && rm -f "$out/junit.xml" "$out/sha256sums"; } || exit 2
 
 # The long verification comes next, so build leaves its quick one out.
 "$tool" build ${source[@]+"${source[@]}"} "${dtypes[@]/#/--dtype=}" --no-verify -o "$artifact" "$@"
 
 failed=0
-# 1 with a report is a verdict: the rest is still written. Anything else is none, and ends here.
-"$tool" verify "$artifact" --junit "$out/junit.xml" ${verify[@]+"${verify[@]}"} || failed=$?
-if [ "$failed" -gt 1 ] || [ ! -f "$out/junit.xml" ]; then
-  echo "verify ended without a verdict (exit code $failed)" >&2
-  exit 2
+# 0 and 1 are verdicts, after which the rest is still written; any other code ends it here, as this script's own.
+judge() {
+  local code=0
+  "$tool" "$@" || code=$?
+  if [ "$code" -gt 1 ]; then
+    echo "$1 ended without a verdict (exit code $code)" >&2
+    exit "$code"
+  fi
+  if [ "$code" -eq 1 ]; then failed=1; fi
+}
+judge verify "$artifact" --junit "$out/junit.xml" ${verify[@]+"${verify[@]}"}
+if [ ! -f "$out/junit.xml" ]; then
+  echo "verify ended without a verdict (it wrote no $out/junit.xml)" >&2
+  exit 70
 fi
-"$tool" inspect "$artifact" || failed=$?
+judge inspect "$artifact"
 
 sum() { if command -v sha256sum >/dev/null; then sha256sum "$@"; else shasum -a 256 "$@"; fi; }
 export -f sum
 (
-  cd "$out"
+  cd "$out" || exit 2
   find artifact -type f ! -path '*/.*' -print0 | LC_ALL=C sort -z | xargs -0 bash -c 'sum "$@"' sum
-) >"$out/sha256sums.partial"
-mv "$out/sha256sums.partial" "$out/sha256sums"
+) >"$out/sha256sums.partial" && mv "$out/sha256sums.partial" "$out/sha256sums" || exit 2
 if [ "$failed" -ne 0 ]; then echo "Not fit for release: see $artifact/parity.md" >&2; fi
 exit "$failed"

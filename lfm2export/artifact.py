@@ -8,11 +8,29 @@ from pathlib import Path
 
 from lfm2export.contract import MODEL_FILES
 from lfm2export.errors import ArtifactError
+from lfm2export.hub import is_hub_id
 from lfm2export.untrusted.onnx_file import data_path, opened, rewritten, scan, scan_file
 from lfm2export.untrusted.paths import find_file
 
 #: Which file to open when none is asked for: what the model card runs first, then the small ones, then the exact ones.
 PREFERENCE = ("q4", "q4f16", "q8", "fp16", "fp32")
+
+
+def check_folder(folder: Path) -> None:
+    """Whether there is a folder to look for an artifact in.
+
+    Raises:
+        ArtifactError: there is none; where it could be a hub id, the message says how to download that.
+    """
+    if folder.is_dir():
+        return
+    name = folder.as_posix()
+    if is_hub_id(name) and not folder.parent.is_dir():
+        raise ArtifactError(
+            f"{name} is not a folder; if it is a repository of the hub, download it first: "
+            f"hf download {name} --local-dir {folder.name}"
+        )
+    raise ArtifactError(f"{folder} is not a folder; give the folder that a build wrote")
 
 
 def find_model(folder: Path, dtype: str | None = None) -> Path:
@@ -21,8 +39,7 @@ def find_model(folder: Path, dtype: str | None = None) -> Path:
     Raises:
         ArtifactError: no such folder, dtype or file; the message lists what is there.
     """
-    if not folder.is_dir():
-        raise ArtifactError(f"{folder} is not a folder; give the folder that a build wrote")
+    check_folder(folder)
     if dtype is not None and dtype not in MODEL_FILES:
         raise ArtifactError(f"dtype {dtype!r} is unknown; expected one of {', '.join(MODEL_FILES)}")
     present = available_models(folder)

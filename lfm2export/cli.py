@@ -1,49 +1,29 @@
-"""The command line: each command reads its options, calls one library function, and translates its error.
+"""The command line: each command reads its options, calls one library function, and ends with an exit code.
 
-Exit codes: 0 good, 1 the artifact failed (parity, hashes, contract), 2 bad usage or input. Imports that cost time stay
+What the codes mean stands in `exit_codes.py`, what an exception means in `endings.py`. Imports that cost time stay
 inside the commands, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import click
 
 from lfm2export import __version__
+from lfm2export.artifact import check_folder
+from lfm2export.command_group import FILE, FOLDER, NAME, CommandGroup
+from lfm2export.console import say
 from lfm2export.contract import MODEL_FILES
-from lfm2export.errors import Lfm2ExportError
-
-P = ParamSpec("P")
+from lfm2export.exit_codes import ExitCode
 
 DTYPES = tuple(MODEL_FILES)
-FOLDER = click.Path(path_type=Path, file_okay=False)
-FILE = click.Path(path_type=Path, dir_okay=False)
 
 
-def _errors_to_exit_code(command: Callable[P, Any]) -> Callable[P, Any]:
-    """Every expected error is one line on stderr and exit code 2; Ctrl-C is 130."""
-
-    @wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except Lfm2ExportError as error:
-            click.echo(f"Error: {' '.join(str(error).split())}", err=True)
-            sys.exit(2)
-        except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
-            sys.exit(130)
-
-    return run
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__, prog_name="lfm2-export")
+@click.group(NAME, cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name=NAME)
 def main() -> None:
     """Export Liquid AI LFM2 checkpoints to ONNX artifacts that run in Transformers.js, ONNX Runtime and
     onnxruntime-genai.
@@ -53,6 +33,11 @@ def main() -> None:
       lfm2-export build ./my-lfm2 --dtype q4 -o ./my-lfm2-ONNX
       lfm2-export generate ./my-lfm2-ONNX -p "What is the capital of France?"
     """
+
+
+def _end(good: bool) -> None:
+    """The end of a command that judges an artifact."""
+    sys.exit(ExitCode.GOOD if good else ExitCode.ARTIFACT_FAILED)
 
 
 @main.command()
@@ -97,7 +82,6 @@ def main() -> None:
 @click.option("--threads", type=click.IntRange(min=1), help="Default: one a core.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Quick parity checks at the end.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
-@_errors_to_exit_code
 def build(source: str | None, dtypes: tuple[str, ...], output: Path | None, **options: Any) -> None:
     """Turn an LFM2 checkpoint into a complete artifact folder.
 
@@ -111,7 +95,7 @@ def build(source: str | None, dtypes: tuple[str, ...], output: Path | None, **op
     """
     from lfm2export.commands import run_build
 
-    sys.exit(0 if run_build(source, dtypes, output, **options) else 1)
+    _end(run_build(source, dtypes, output, **options))
 
 
 @main.command()
@@ -128,7 +112,6 @@ def build(source: str | None, dtypes: tuple[str, ...], output: Path | None, **op
 @click.option("--junit", type=FILE, help="Write the verdicts as JUnit XML.")
 @click.option("--threads", type=click.IntRange(min=1), help="Default: one for small models, else the runtime's choice.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
-@_errors_to_exit_code
 def verify(folder: Path, **options: Any) -> None:
     """Prove an artifact against PyTorch, or fail it: exit code 1. Writes parity.json, parity.md and parity.html.
 
@@ -138,13 +121,12 @@ def verify(folder: Path, **options: Any) -> None:
     """
     from lfm2export.commands import run_verify
 
-    sys.exit(0 if run_verify(folder, **options) else 1)
+    _end(run_verify(folder, **options))
 
 
 @main.command()
 @click.argument("folder", type=FOLDER)
 @click.option("--junit", type=FILE, help="Write the verdicts as JUnit XML.")
-@_errors_to_exit_code
 def report(folder: Path, junit: Path | None) -> None:
     """Write parity.md, parity.html and the card's table again from parity.json; exit code 1 if it says failed.
 
@@ -154,9 +136,10 @@ def report(folder: Path, junit: Path | None) -> None:
     """
     from lfm2export.report import render_again
 
+    check_folder(folder)
     verification, _ = render_again(folder, junit_file=junit)
-    click.echo(f"{folder}: {verification.verdict.value}")
-    sys.exit(0 if verification.passed else 1)
+    say(f"{folder}: {verification.verdict.value}")
+    _end(verification.passed)
 
 
 @main.command("check-consumers")
@@ -164,7 +147,6 @@ def report(folder: Path, junit: Path | None) -> None:
 @click.option("--dtype", "dtypes", type=click.Choice(DTYPES), multiple=True, help="Repeatable; default all.")
 @click.option("--consumer", "consumers", multiple=True, help="Repeatable; default all that are installed.")
 @click.option("--json", "as_json", is_flag=True, help="The same for machines.")
-@_errors_to_exit_code
 def check_consumers(folder: Path, dtypes: tuple[str, ...], consumers: tuple[str, ...], as_json: bool) -> None:
     """Run an artifact in the runtimes that are installed: ONNX Runtime, Transformers.js, browsers, onnxruntime-genai.
 
@@ -174,13 +156,12 @@ def check_consumers(folder: Path, dtypes: tuple[str, ...], consumers: tuple[str,
     """
     from lfm2export.commands import run_consumers
 
-    sys.exit(0 if run_consumers(folder, dtypes, consumers, as_json) else 1)
+    _end(run_consumers(folder, dtypes, consumers, as_json))
 
 
 @main.command("chat-page")
 @click.argument("folder", type=FOLDER)
 @click.option("--force", is_flag=True, help="Replace a page that is already there.")
-@_errors_to_exit_code
 def chat_page(folder: Path, force: bool) -> None:
     """Put a static chat page beside an artifact, to be hosted with it. Needs the packages of `make consumers`.
 
@@ -190,7 +171,8 @@ def chat_page(folder: Path, force: bool) -> None:
     """
     from lfm2export.consumers.chat_page import write_chat_page
 
-    click.echo(f"{write_chat_page(folder, force=force)}: serve {folder} over HTTP and open chat/index.html")
+    check_folder(folder)
+    say(f"{write_chat_page(folder, force=force)}: serve {folder} over HTTP and open chat/index.html")
 
 
 @main.command()
@@ -201,7 +183,6 @@ def chat_page(folder: Path, force: bool) -> None:
     "--shard-size", type=click.FloatRange(min=1), metavar="MB", help="Split the weights into files of this size."
 )
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
-@_errors_to_exit_code
 def synth(size: str, folder: Path, seed: int, shard_size: float | None, quiet: bool) -> None:
     """Write a random checkpoint of a released shape, to measure size, memory and speed with.
 
@@ -215,13 +196,12 @@ def synth(size: str, folder: Path, seed: int, shard_size: float | None, quiet: b
     with progress_on_stderr(quiet) as progress:
         shard_bytes = int(shard_size * 1e6) if shard_size else None
         written = write_synth(size, folder, seed=seed, shard_bytes=shard_bytes, progress=progress)
-    click.echo(f"{written}: random weights of LFM2-{size}, seed {seed}")
+    say(f"{written}: random weights of LFM2-{size}, seed {seed}")
 
 
 @main.command()
 @click.argument("folder", type=FOLDER)
 @click.option("--json", "as_json", is_flag=True, help="The same facts for machines.")
-@_errors_to_exit_code
 def inspect(folder: Path, as_json: bool) -> None:
     """Show contract, operators, bytes by role, bits per weight and chunks of an artifact, and check every hash.
 
@@ -231,7 +211,7 @@ def inspect(folder: Path, as_json: bool) -> None:
     """
     from lfm2export.commands import run_inspect
 
-    sys.exit(0 if run_inspect(folder, as_json) else 1)
+    _end(run_inspect(folder, as_json))
 
 
 @main.command()
@@ -250,7 +230,6 @@ def inspect(folder: Path, as_json: bool) -> None:
 @click.option("--threads", type=click.IntRange(min=1), help="Default: one for each core.")
 @click.option("--json", "as_json", is_flag=True, help="The same for machines.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
-@_errors_to_exit_code
 def bench(folder: Path, dtypes: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> None:
     """Measure an artifact on this CPU: load, time to first token, prefill, decode, memory, share of the bandwidth.
 
@@ -280,7 +259,6 @@ def bench(folder: Path, dtypes: tuple[str, ...], as_json: bool, quiet: bool, **o
 @click.option("--repetition-penalty", type=float, help="Default: the artifact's, else the card's 1.05.")
 @click.option("--seed", type=click.IntRange(min=0), help="Equal seeds give equal answers.")
 @click.option("--threads", type=click.IntRange(min=1), help="Default: the runtime's choice.")
-@_errors_to_exit_code
 def generate(folder: Path, prompt: str | None, **options: Any) -> None:
     """Generate text with an artifact: one answer, a conversation, or a plain continuation.
 

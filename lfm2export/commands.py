@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lfm2export.console import progress_on_stderr
+from lfm2export.artifact import check_folder
+from lfm2export.console import progress_on_stderr, say, say_text, show_table
 from lfm2export.errors import Lfm2ExportError, PromptError
+from lfm2export.untrusted.escape import on_terminal, one_line
+from lfm2export.untrusted.paths import anywhere
+from lfm2export.untrusted.text import MAX_TEXT_BYTES, decode, read_text
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from lfm2export.contract import Tensor
     from lfm2export.generation.loop import Generated
     from lfm2export.generation.sampling import Sampler
     from lfm2export.inspection import Inspection
@@ -48,7 +51,7 @@ def run_build(
     from lfm2export.recipes import profiled
 
     if source is None:
-        click.echo("No SOURCE given: exporting the small model that ships with this package.")
+        say("No SOURCE given: exporting the small model that ships with this package.")
     chosen = profiled(
         profile,
         block_size=int(block_size) if block_size is not None else None,
@@ -71,18 +74,18 @@ def run_build(
     for dtype, model in report.models.items():
         size = sum(file.bytes for file in model.files)
         bits = 8 * size / report.spec.num_parameters
-        click.echo(f"{dtype:<6} {size / 1e6:10.1f} MB  {bits:5.2f} bits per weight  {model.files[0].name}")
+        say(f"{dtype:<6} {size / 1e6:10.1f} MB  {bits:5.2f} bits per weight  {model.files[0].name}")
         for overflow in model.overflows:
-            click.echo(
+            say(
                 f"{dtype}: {overflow.count} values of {overflow.tensor} do not fit float16 and were limited to 65504 "
                 f"(largest {overflow.largest:g}); prefer fp32 or q4 for this checkpoint",
                 err=True,
             )
     if report.selection is not None:
-        click.echo(report.selection.summary())
+        say(report.selection.summary())
     if report.calibrated is not None:
-        click.echo(report.calibrated.summary())
-    click.echo(f"{report.folder} is complete ({report.seconds:.1f} s)")
+        say(report.calibrated.summary())
+    say(f"{report.folder} is complete ({report.seconds:.1f} s)")
     if not verify:
         return True
     return run_verify(
@@ -132,10 +135,10 @@ def run_verify(
         found = verify_artifact(folder, dtypes=tuple(dtypes) or None, prompts=texts, progress=progress, **options)
     write_report(folder, found, junit_file=junit)
     for file in found.files:
-        click.echo(f"{file.dtype:<6} {file.verdict.value}  {file.file}  ({file.seconds:.1f} s)")
+        say(f"{file.dtype:<6} {file.verdict.value}  {file.file}  ({file.seconds:.1f} s)")
         for failure in file.failures[:5]:
-            click.echo(f"       {failure.message}", err=True)
-    click.echo(f"parity {found.verdict.value}: see {folder / 'parity.html'}")
+            say(f"       {failure.message}", err=True)
+    say(f"parity {found.verdict.value}: see {folder / 'parity.html'}")
     return found.passed
 
 
@@ -147,7 +150,7 @@ def run_consumers(folder: Path, dtypes: Sequence[str], consumers: Sequence[str],
 
     with progress_on_stderr() as progress:
         good = run_check_consumers(
-            folder, dtypes=dtypes, consumers=consumers, as_json=as_json, show=click.echo, progress=progress
+            folder, dtypes=dtypes, consumers=consumers, as_json=as_json, show=say_text, progress=progress
         )
     if (folder / PARITY).is_file():
         render_again(folder)
@@ -155,12 +158,8 @@ def run_consumers(folder: Path, dtypes: Sequence[str], consumers: Sequence[str],
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(
-            f"cannot read the prompts in {path} ({error}); give a UTF-8 text, one prompt a line"
-        ) from error
+    text = read_text(path, PromptError, folder=anywhere(path), remedy="give a UTF-8 text, one prompt a line")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise PromptError(f"{path} holds no prompt; give one a line")
     return lines
@@ -170,31 +169,27 @@ def run_inspect(folder: Path, as_json: bool) -> bool:
     """Show an artifact; whether it is good."""
     from lfm2export.inspection import inspect_artifact
 
+    check_folder(folder)
     with progress_on_stderr() as progress:
         found = inspect_artifact(folder, progress=progress)
     if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=2))
+        say_text(json.dumps(found.to_dict(), indent=2))
     else:
         _show(found)
     return found.good
 
 
-def _console(width: int) -> Console:
-    """The terminal, or that many columns where there is none."""
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else width)
-
-
 def _show(found: Inspection) -> None:
     from rich.table import Table
 
-    console = _console(110)
     for model in found.models:
         table = Table(
             title=f"{model.file}  ({model.dtype}, logits {model.logits})", title_justify="left", show_header=False
         )
-        add = table.add_row
+
+        def add(name: str, *lines: str, table: Table = table) -> None:
+            table.add_row(name, "\n".join(map(one_line, lines)))
+
         opsets = ", ".join(f"{name or 'ai.onnx'} {version}" for name, version in model.opsets.items())
         add("opset, IR", f"{opsets}; IR {model.ir_version}")
         add("nodes", f"{model.nodes}, of which {model.nodes - model.nodes_without_weight_casts} cast an initializer")
@@ -203,23 +198,23 @@ def _show(found: Inspection) -> None:
         add("by role", ", ".join(f"{name} {count:,}" for name, count in model.bytes_by_role.items()))
         add("by type", ", ".join(f"{name} {count:,}" for name, count in model.bytes_by_dtype.items()))
         add("chunks", ", ".join(f"{chunk.name} {chunk.bytes or 0:,}" for chunk in model.chunks) or "none")
-        add("inputs", _tensors(model.inputs))
-        add("outputs", _tensors(model.outputs))
+        add("inputs", *_tensors(model.inputs))
+        add("outputs", *_tensors(model.outputs))
         add("contract", "kept" if not model.problems else "; ".join(model.problems))
-        console.print(table)
+        show_table(table, 110)
     if found.hashes is None:
-        click.echo("hashes: none to check, the folder has no build.json")
+        say("hashes: none to check, the folder has no build.json")
     elif found.hashes:
         for problem in found.hashes:
-            click.echo(f"hashes: {problem}", err=True)
+            say(f"hashes: {problem}", err=True)
     else:
-        click.echo("hashes: every file is as it was built")
+        say("hashes: every file is as it was built")
 
 
-def _tensors(tensors: Sequence[Any]) -> str:
+def _tensors(tensors: Sequence[Tensor]) -> list[str]:
     """The first ones in full; caches of further layers only differ in their number."""
-    shown = [f"{t.name} {t.dtype}[{', '.join(map(str, t.shape))}]" for t in tensors[:6]]
-    return "\n".join(shown) + (f"\n... {len(tensors) - 6} more" if len(tensors) > 6 else "")
+    shown = [f"{tensor.name} {tensor.dtype}[{', '.join(map(str, tensor.shape))}]" for tensor in tensors[:6]]
+    return [*shown, f"... {len(tensors) - 6} more"] if len(tensors) > 6 else shown
 
 
 def run_bench(folder: Path, dtypes: Sequence[str], as_json: bool, quiet: bool, **options: Any) -> None:
@@ -230,11 +225,10 @@ def run_bench(folder: Path, dtypes: Sequence[str], as_json: bool, quiet: bool, *
     with progress_on_stderr(quiet) as progress:
         found = bench_artifact(folder, dtypes, progress=progress, **options)
     if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=2))
+        say_text(json.dumps(found.to_dict(), indent=2))
         return
-    console = _console(150)
     for table in tables(found):
-        console.print(table)
+        show_table(table, 150)
 
 
 def run_generate(
@@ -259,6 +253,8 @@ def run_generate(
     from lfm2export.generation.tools import read_tools
     from lfm2export.runtime import BufferedModel, OnnxModel
 
+    _check_text(prompt, "--prompt")
+    _check_text(system, "--system")
     find_model(folder, dtype)  # before anything else of the folder is read: it says what an artifact is
     functions = read_tools(tools) if tools is not None else None
     if raw and (chat or system or functions):
@@ -268,7 +264,7 @@ def run_generate(
     tokenizer = ChatTokenizer(folder)
     model = BufferedModel(OnnxModel(folder, dtype, threads=threads))
     if raw or (not tokenizer.has_chat_template and not chat):
-        text = prompt if prompt is not None else sys.stdin.read()
+        text = _prompt(prompt)
         generated = stream(
             model,
             tokenizer,
@@ -279,6 +275,7 @@ def run_generate(
             eos_ids=defaults.eos_ids,
         )
         _finish(generated, sampler)
+        _pass_on(generated, chat)
         return
     conversation = Conversation(
         model,
@@ -293,9 +290,10 @@ def run_generate(
         answer = conversation.ask(message, on_text=_write, skip_special=functions is None)
         _finish(answer.generated, sampler)
         for call in answer.calls.calls:
-            click.echo(f"tool call: {call}")
+            say(f"tool call: {call}")
         for error in answer.calls.errors:
-            click.echo(f"tool call not understood: {error}", err=True)
+            say(f"tool call not understood: {error}", err=True)
+        _pass_on(answer.generated, chat)
 
 
 def _sampler(
@@ -318,26 +316,53 @@ def _sampler(
 
 def _messages(prompt: str | None, chat: bool) -> Iterator[str]:
     """The prompt, then, in a chat, every further line of the input."""
-    stdin = sys.stdin
-    if prompt is not None:
-        yield prompt
-    elif not chat:
-        yield stdin.read().strip()
+    if prompt is not None or not chat:
+        yield _prompt(prompt).strip()
     if not chat:
         return
-    interactive = stdin.isatty()
+    interactive = sys.stdin.isatty()
     while True:
         if interactive:
             click.echo("> ", nl=False, err=True)
-        line = stdin.readline()
+        line = sys.stdin.buffer.readline(MAX_TEXT_BYTES)
         if not line:
             return
-        if line.strip():
-            yield line.strip()
+        message = decode(line, "a line of the input", PromptError, "give UTF-8").strip()
+        if message:
+            yield message
+
+
+def _prompt(given: str | None) -> str:
+    """The prompt of the option, or else all of stdin."""
+    if given is None:
+        data = sys.stdin.buffer.read(MAX_TEXT_BYTES + 1)
+        if len(data) > MAX_TEXT_BYTES:
+            raise PromptError(f"the prompt on stdin has more than {MAX_TEXT_BYTES:,} bytes; give a shorter one")
+        given = decode(data, "the prompt on stdin", PromptError, "give UTF-8")
+    if not given.strip():
+        raise PromptError("the prompt is empty; give some words with -p, or on stdin")
+    return given
+
+
+def _check_text(text: str | None, option: str) -> None:
+    """Arguments that are not UTF-8 come with halves of surrogate pairs in them."""
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(f"{option} is not UTF-8 (character {error.start}); give UTF-8") from error
 
 
 def _write(text: str) -> None:
-    click.echo(text, nl=False)
+    """A piece of the answer: to a file or a pipe as it is, to a terminal without commands for it."""
+    click.echo(on_terminal(text) if sys.stdout.isatty() else text, nl=False)
+
+
+def _pass_on(generated: Generated[Any], chat: bool) -> None:
+    """A Ctrl-C ends an answer early, and the command too, unless a person goes on talking."""
+    from lfm2export.generation.loop import Stop
+
+    if generated.stop is Stop.INTERRUPTED and not (chat and sys.stdin.isatty()):
+        raise KeyboardInterrupt
 
 
 def _finish(generated: Generated[Any], sampler: Sampler) -> None:
@@ -349,4 +374,4 @@ def _finish(generated: Generated[Any], sampler: Sampler) -> None:
         if rate is not None
     ]
     how = "greedy" if sampler.sampling.greedy else f"seed {sampler.seed}"
-    click.echo(f"[{len(generated.tokens)} tokens, {generated.stop.value}; {', '.join(rates)}; {how}]", err=True)
+    say(f"[{len(generated.tokens)} tokens, {generated.stop.value}; {', '.join(rates)}; {how}]", err=True)

@@ -1,4 +1,7 @@
-"""What the command line prints: progress, tables, and one line for an error. Nothing else in the package prints."""
+"""What the command line prints: lines, tables and progress. Nothing else in the package prints.
+
+Names and texts of strangers are in all of it. None of them is a terminal's command, another line, or rich's markup.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,43 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import click
 
 from lfm2export.progress import Progress, silent
+from lfm2export.untrusted.escape import on_terminal, one_line
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 #: Seconds between two plain lines of one stage, where output is no terminal.
 PLAIN_INTERVAL = 10.0
 
 #: Stages that have ended and still have a bar.
 ENDED_SHOWN = 6
+
+
+def say(line: str, err: bool = False) -> None:
+    """Print one line, whatever is in it."""
+    click.echo(f"{line[: len(line) - len(line.lstrip(' '))]}{one_line(line)}", err=err)
+
+
+def say_text(text: str, err: bool = False) -> None:
+    """Print a text of several lines."""
+    click.echo(on_terminal(text), err=err)
+
+
+def show_table(table: Table, width: int) -> None:
+    """Print `table` on the terminal's columns, or on `width` where there is none. Its cells hold plain text."""
+    from rich.console import Console
+
+    console = Console(
+        width=None if sys.stdout.isatty() else width, markup=False, emoji=False, highlight=False, legacy_windows=False
+    )
+    with console.capture() as shown:  # rich itself would end the process where nobody reads on
+        console.print(table)
+    click.echo(shown.get(), nl=False)
 
 
 @contextmanager
@@ -37,7 +68,11 @@ def _bars() -> Iterator[Progress]:
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
 
-    columns = (TextColumn("{task.description:<20}"), BarColumn(), TextColumn("{task.fields[shown]}"))
+    columns = (
+        TextColumn("{task.description:<20}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[shown]}", markup=False),
+    )
     bars = Bars(*columns, console=Console(stderr=True))
     stages: dict[str, tuple[Stage, Any]] = {}
     lock = threading.Lock()
@@ -45,7 +80,7 @@ def _bars() -> Iterator[Progress]:
     def listen(stage: str, done: int, total: int | None, unit: str) -> None:
         with lock:
             if stage not in stages:
-                stages[stage] = (Stage(time.monotonic(), done), bars.add_task(stage, total=total, shown=""))
+                stages[stage] = (Stage(time.monotonic(), done), bars.add_task(one_line(stage), total=total, shown=""))
                 ended = [task.id for task in bars.tasks if task.finished and task.visible]
                 for old in ended[: max(0, len(ended) - ENDED_SHOWN)]:
                     bars.update(old, visible=False)
@@ -76,7 +111,7 @@ class _PlainLines:
                 self._ended.add(stage)
             self._last[stage] = now
             known = self._stages.setdefault(stage, Stage(now, done))
-            print(f"{stage}: {known.describe(done, total, unit, now)}", file=sys.stderr, flush=True)
+            print(f"{one_line(stage)}: {known.describe(done, total, unit, now)}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The errors a user can meet, each with a message of one line: the fact, what was got and expected, what to do next.
 
-The command line turns every :class:`Lfm2ExportError` into that line and exit code 2. A parity failure is no error: it
-is a verdict, and exit code 1.
+The command line turns every :class:`Lfm2ExportError` into that line and exit code 2, but for a :class:`FaultError`,
+which no user can mend: exit code 70. A parity failure is no error: it is a verdict, and exit code 1.
 """
 
 from __future__ import annotations
@@ -9,6 +9,10 @@ from __future__ import annotations
 
 class Lfm2ExportError(Exception):
     """Base of everything this package raises on purpose."""
+
+
+class FaultError(Lfm2ExportError):
+    """This package is at fault, or a library is another release than the one it was made for."""
 
 
 class SourceError(Lfm2ExportError):
@@ -35,7 +39,7 @@ class OutputError(Lfm2ExportError):
     """The output folder cannot be written: it exists, lies inside the source, is read-only, or the disk is full."""
 
 
-class GraphError(Lfm2ExportError):
+class GraphError(FaultError):
     """The traced graph is not what a pass or the contract expects: a fusion fired too rarely, an input is missing."""
 
 

@@ -5,7 +5,7 @@ another may hold: two threads changed places 100,000 times while they quantized 
 busy; two processes keep 1.8 busy.
 
 A job is any picklable callable of a number. Workers get it once, then a number at a time, over pipes; they import
-nothing but what the job needs, end when their parent does, and leave Ctrl-C to it.
+nothing but what the job needs, end when their parent does, and leave Ctrl-C and SIGTERM to it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,10 @@ class _Worker:
     def __init__(self, job: Job) -> None:
         environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "lfm2export.pool"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+            [sys.executable, "-P", "-m", "lfm2export.pool"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
         )
         assert self.process.stdin is not None and self.process.stdout is not None
         self.to, self.back = self.process.stdin, self.process.stdout
@@ -112,7 +115,8 @@ def work(numbers: BinaryIO, answers: BinaryIO) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):  # whoever sends it to a whole group, means the parent
+        signal.signal(number, signal.SIG_IGN)
     channel = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not get between the answers
     work(sys.stdin.buffer, channel)

@@ -214,7 +214,7 @@ def test_force_replaces_an_artifact(tiny_source: Path, tmp_path: Path) -> None:
 
 def test_a_killed_build_leaves_no_output_and_the_next_one_cleans_up(tiny_source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "lfm2export.cli", "build", str(tiny_source), "-o", str(out), "--no-verify"]
+    command = [sys.executable, "-P", "-m", "lfm2export", "build", str(tiny_source), "-o", str(out), "--no-verify"]
     process = subprocess.Popen(command)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not any(tmp_path.iterdir()):
@@ -232,7 +232,9 @@ def test_help_is_quick_and_a_bad_path_is_refused_before_torch_is_imported() -> N
         times = []
         for _ in range(5):
             start = time.perf_counter()
-            done = subprocess.run([sys.executable, "-m", "lfm2export.cli", *arguments], capture_output=True, text=True)
+            done = subprocess.run(
+                [sys.executable, "-P", "-m", "lfm2export", *arguments], capture_output=True, text=True
+            )
             times.append(time.perf_counter() - start)
         assert done.returncode == (0 if arguments == ["--help"] else 2)
         assert min(times) < limit

@@ -44,7 +44,18 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("table_bits", LARGEST)
 def test_350m_q4_is_small_and_runs(source: Path, tmp_path: Path, table_bits: str) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "lfm2export.cli", "build", str(source), "--table-bits", table_bits, "-o", str(out)]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "lfm2export",
+        "build",
+        str(source),
+        "--table-bits",
+        table_bits,
+        "-o",
+        str(out),
+    ]
     assert run([*command, "--quiet", "--no-verify"], check=False).returncode == 0
     everything = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     assert everything <= LARGEST[table_bits] * 1e6
@@ -66,7 +77,7 @@ def test_350m_bytes_do_not_depend_on_processes_and_memory_is_bounded(source: Pat
     files, memory = [], []
     for threads in ("1", "2"):
         out = tmp_path / threads
-        command = [sys.executable, "-m", "lfm2export.cli", "build", str(source), "-o", str(out), "--threads", threads]
+        command = [sys.executable, "-P", "-m", "lfm2export", "build", str(source), "-o", str(out), "--threads", threads]
         used = measure([*command, "--quiet", "--no-verify"])
         assert used.exit_code == 0, used.output
         files.append({path.name: path.read_bytes() for path in (out / "onnx").iterdir()})
@@ -79,7 +90,7 @@ def test_350m_bytes_do_not_depend_on_processes_and_memory_is_bounded(source: Pat
 @pytest.mark.parametrize("profile", RESIDENT)
 def test_an_open_session_is_bounded_by_its_file(source: Path, tmp_path: Path, profile: str) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "lfm2export.cli", "build", str(source), "--profile", profile, "-o", str(out)]
+    command = [sys.executable, "-P", "-m", "lfm2export", "build", str(source), "--profile", profile, "-o", str(out)]
     assert run([*command, "--quiet", "--no-verify", "--quantizer", "round"], check=False).returncode == 0
     held = int(run([sys.executable, "-c", OPEN, str(out)], check=True, capture_output=True, text=True).stdout)
     file = sum(path.stat().st_size for path in (out / "onnx").iterdir())

@@ -21,7 +21,7 @@ from lfm2export.bench.machine import machine
 from lfm2export.bench.results import BenchResult, ContextResult, FileResult, spread
 from lfm2export.bench.traffic import cache_bytes, weight_bytes
 from lfm2export.contract import MODEL_FILES, cache_dtype
-from lfm2export.errors import ArtifactError, StepError
+from lfm2export.errors import ArtifactError, FaultError, StepError
 from lfm2export.package.graph import read_graph
 from lfm2export.progress import Progress, silent
 from lfm2export.spec import ModelSpec, parse_spec, read_config
@@ -130,9 +130,10 @@ def _worker(path: Path, request: dict[str, Any], on_run: Callable[[int], None]) 
 
     Raises:
         ArtifactError: the file does not load or run there, or the process was ended.
+        FaultError: the process failed by itself.
     """
     import_path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, "-m", "lfm2export.bench.worker", json.dumps(request)]
+    command = [sys.executable, "-P", "-m", "lfm2export.bench.worker", json.dumps(request)]
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said,
         subprocess.Popen(
@@ -141,18 +142,26 @@ def _worker(path: Path, request: dict[str, Any], on_run: Callable[[int], None]) 
     ):
         assert process.stdout is not None
         answer: dict[str, Any] = {}
-        for line in process.stdout:
-            answer = json.loads(line)
-            if "progress" in answer:
-                on_run(answer["progress"])
+        try:
+            for line in process.stdout:
+                answer = json.loads(line)
+                if "progress" in answer:
+                    on_run(answer["progress"])
+        except BaseException:
+            process.kill()  # whoever ends this one, does not wait for a measurement
+            raise
         code = process.wait()
         said.seek(0)
         words = said.read().strip().splitlines()
     if "error" in answer:
         raise ArtifactError(answer["error"])
+    last = f" ({words[-1][:300]})" if words else ""
+    if code < 0:
+        raise ArtifactError(
+            f"measuring {path} ended with signal {-code}; perhaps it needs more memory than there is{last}"
+        )
     if code or "loaded" not in answer:
-        why = f"signal {-code}; perhaps it needs more memory than there is" if code < 0 else f"exit code {code}"
-        raise ArtifactError(f"measuring {path} ended with {why}" + (f" ({words[-1][:300]})" if words else ""))
+        raise FaultError(f"the process that measures {path} ended with exit code {code}{last}")
     return answer
 
 

@@ -19,8 +19,12 @@ Scores = NDArray[np.float32]
 Float = TypeVar("Float", np.float32, np.float64)
 
 
+#: Temperatures and penalties beyond these take float32 logits to infinity, or to nothing.
+SMALLEST, LARGEST = 1e-6, 1e6
+
+
 def _in_range(name: str, value: float | None, low: float, high: float) -> None:
-    if value is not None and not (low <= value <= high and value < float("inf")):
+    if value is not None and not low <= value <= high:
         raise PromptError(f"{name} is {value}, expected a number from {low:g} to {high:g}")
 
 
@@ -39,11 +43,17 @@ class Sampling:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
-        _in_range("temperature", self.temperature, 0.0, float("inf"))
+        if self.temperature != 0 and not SMALLEST <= self.temperature <= LARGEST:
+            raise PromptError(
+                f"temperature is {self.temperature}, expected 0 (greedy) or a number from {SMALLEST:g} to {LARGEST:g}"
+            )
         _in_range("min_p", self.min_p, 0.0, 1.0)
         _in_range("top_p", self.top_p, 0.0, 1.0)
-        if not 0 < self.repetition_penalty < float("inf"):
-            raise PromptError(f"repetition_penalty is {self.repetition_penalty}, expected a number above 0; 1.0 is off")
+        if not SMALLEST <= self.repetition_penalty <= LARGEST:
+            raise PromptError(
+                f"repetition_penalty is {self.repetition_penalty}, expected a number from {SMALLEST:g} to {LARGEST:g}; "
+                "1.0 is off"
+            )
         if self.top_k is not None and self.top_k < 0:
             raise PromptError(f"top_k is {self.top_k}, expected 0 (off) or more")
 

@@ -7,13 +7,14 @@ literals are accepted and nothing is ever evaluated.
 from __future__ import annotations
 
 import ast
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lfm2export.errors import PromptError
+from lfm2export.untrusted.json_reader import kind, read_json
+from lfm2export.untrusted.paths import anywhere
 
 CALL_START = "<|tool_call_start|>"
 CALL_END = "<|tool_call_end|>"
@@ -47,17 +48,12 @@ def read_tools(path: Path) -> list[dict[str, Any]]:
     Raises:
         PromptError: the file is missing, no JSON, no list, or an entry has no name.
     """
-    try:
-        tools = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PromptError(f"cannot read the tools file {path} ({error.strerror}); give a JSON file") from error
-    except ValueError as error:
-        raise PromptError(f"{path} is not valid JSON ({error}); expected a list of function objects") from error
+    tools = read_json(path, PromptError, "give a JSON list of function objects", folder=anywhere(path))
     if not isinstance(tools, list):
-        raise PromptError(f"{path} holds a JSON {type(tools).__name__}, expected a list of function objects")
+        raise PromptError(f"{path} holds a JSON {kind(tools)}, expected a list of function objects")
     for index, tool in enumerate(tools):
         if not isinstance(tool, dict):
-            raise PromptError(f"{path}: entry {index} is a {type(tool).__name__}, expected a function object")
+            raise PromptError(f"{path}: entry {index} is a JSON {kind(tool)}, expected a function object")
         function = tool["function"] if tool.get("type") == "function" and "function" in tool else tool
         if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
             raise PromptError(f'{path}: entry {index} has no "name", expected the function\'s name as a string')

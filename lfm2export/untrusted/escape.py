@@ -1,4 +1,4 @@
-"""Names from outside as they are written into Markdown, Python and JavaScript.
+"""Names from outside as they are written into Markdown, Python and JavaScript, and texts on a terminal.
 
 HTML takes `html.escape`, YAML and JSON their own writers. No name brings a line break or a control character into a
 document: every function here goes through :func:`one_line` first.
@@ -10,12 +10,19 @@ import json
 import re
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
+#: What a terminal may obey; line ends and tabs are for texts of more than one line.
+_COMMANDS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~<>&$])")
 
 
 def one_line(text: str) -> str:
     """`text` with every run of line breaks, control characters and marks that turn its direction as one space."""
     return _CONTROL.sub(" ", text).strip()
+
+
+def on_terminal(text: str) -> str:
+    """`text` of any number of lines with every control character spelled out (`\\x1b`), so that a terminal shows it."""
+    return _COMMANDS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def markdown(text: str) -> str:

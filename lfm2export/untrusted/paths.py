@@ -98,6 +98,11 @@ def checked_link(path: Path, folder: Path, error: type[Lfm2ExportError]) -> Path
     )
 
 
+def anywhere(path: Path) -> Path:
+    """The folder to hold a file to that the user named: its links are the user's own, and may lead anywhere."""
+    return Path(path.absolute().anchor)
+
+
 def _in_blobs(target: Path, root: Path) -> bool:
     """Whether `target` is content of the hub cache that `root` is a snapshot of, or a folder in one."""
     snapshots = (place for place in root.parents if place.name == "snapshots")

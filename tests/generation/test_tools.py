@@ -117,10 +117,11 @@ def test_tool_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot read the tools file"),
+        (None, "is missing"),
         ("{", "not valid JSON"),
-        ("{}", "holds a JSON dict, expected a list"),
-        ("[1]", "entry 0 is a int"),
+        ("[" * 100 + "]" * 100, "nested too deeply"),
+        ("{}", "holds a JSON object, expected a list"),
+        ("[1]", "entry 0 is a JSON number"),
         ('[{"description": "x"}]', 'entry 0 has no "name"'),
         ('[{"type": "function", "function": {"name": 3}}]', 'entry 0 has no "name"'),
     ],

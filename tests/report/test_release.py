@@ -28,6 +28,7 @@ verify)
   if [ -z "${CRASH:-}" ]; then echo "<testsuites/>" >"$4"; fi
   exit "$VERDICT"
   ;;
+inspect) exit "${INSPECTED:-0}" ;;
 esac
 """
 
@@ -68,11 +69,31 @@ def test_verdict_is_the_exit_code(stub: Path, tmp_path: Path, verdict: int) -> N
     assert verified.endswith("junit.xml --steps 4") and inspected.startswith("inspect")
 
 
-@pytest.mark.parametrize("outcome", [{"VERDICT": "2"}, {"VERDICT": "1", "CRASH": "1"}])
-def test_what_is_no_verdict_ends_it(stub: Path, tmp_path: Path, outcome: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("outcome", "code"),
+    [
+        ({"VERDICT": "2"}, 2),
+        ({"VERDICT": "70"}, 70),
+        ({"VERDICT": "130"}, 130),
+        ({"VERDICT": "1", "CRASH": "1"}, 70),
+        ({"VERDICT": "0", "INSPECTED": "2"}, 2),
+    ],
+)
+def test_what_is_no_verdict_ends_it(stub: Path, tmp_path: Path, outcome: dict[str, str], code: int) -> None:
     done = release(tmp_path / "out", LFM2_EXPORT=str(stub), **outcome)
-    assert done.returncode == 2 and "without a verdict" in done.stderr
+    assert done.returncode == code and "without a verdict" in done.stderr
     assert not (tmp_path / "out" / "sha256sums").exists()
+
+
+def test_damage_that_inspect_finds_is_a_verdict(stub: Path, tmp_path: Path) -> None:
+    done = release(tmp_path / "out", LFM2_EXPORT=str(stub), VERDICT="0", INSPECTED="1")
+    assert done.returncode == 1 and "Not fit for release" in done.stderr
+    assert check_sums(tmp_path / "out")
+
+
+def test_an_output_that_cannot_be_made_is_bad_input(stub: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert release(tmp_path / "file" / "out", LFM2_EXPORT=str(stub), VERDICT="0").returncode == 2
 
 
 def test_options_reach_build(stub: Path, tmp_path: Path) -> None:
