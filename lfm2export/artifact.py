@@ -81,10 +81,10 @@ def resolve_data(
     Raises:
         ArtifactError: the file is no ONNX model, or a data file is missing or lies elsewhere.
     """
-    external = scan_file(path, ArtifactError) if graph is None else scan(graph, path, ArtifactError)
+    external = scan_file(path) if graph is None else scan(graph, path)
     targets: dict[str, Path] = {}
     for location in {tensor.location for tensor in external if tensor.name not in given}:
-        found = data_path(path, location, folder, ArtifactError)
+        found = data_path(path, location, folder)
         if not found.is_file():
             raise ArtifactError(f"{path} needs the data file {location}, which is not there; put it beside it")
         targets[location] = found.resolve()
@@ -95,5 +95,5 @@ def resolve_data(
     locations = {location: target.relative_to(root).as_posix() for location, target in targets.items()}
     if graph is not None:
         return rewritten(graph, locations), root
-    with opened(path, ArtifactError) as data:
+    with opened(path) as data:
         return rewritten(data, locations), root

@@ -17,6 +17,12 @@ from lfm2export.package.graph import OTHER, ROLES, GraphFacts, read_graph
 from lfm2export.package.manifest import Problem, check_manifest, read_manifest
 from lfm2export.progress import Progress, silent
 from lfm2export.spec import ModelSpec, parse_spec, read_config
+from lfm2export.untrusted.escape import one_line
+from lfm2export.untrusted.onnx_file import data_path
+from lfm2export.untrusted.paths import find_file, is_plain_path, shown
+
+#: Problems of one file that are told.
+MAX_PROBLEMS = 50
 
 
 @dataclass(frozen=True)
@@ -95,10 +101,8 @@ def inspect_artifact(folder: Path, *, hashes: bool = True, progress: Progress = 
         ArtifactError: there is no model file, or one that is no ONNX model, or a damaged manifest.
     """
     spec = parse_spec(read_config(folder))
-    onnx_folder = folder / "onnx"
-    found = {
-        dtype: onnx_folder / name for dtype, name in contract.MODEL_FILES.items() if (onnx_folder / name).is_file()
-    }
+    files = {dtype: find_file(folder, f"onnx/{name}", ArtifactError) for dtype, name in contract.MODEL_FILES.items()}
+    found = {dtype: path for dtype, path in files.items() if path is not None}
     if not found:
         names = ", ".join(contract.MODEL_FILES.values())
         raise ArtifactError(f"{folder} has no model file in onnx/, expected one of {names}; give the folder of a build")
@@ -106,21 +110,22 @@ def inspect_artifact(folder: Path, *, hashes: bool = True, progress: Progress = 
     return Inspection(
         folder=folder.resolve(),
         parameters=spec.num_parameters,
-        models=tuple(inspect_model(path, dtype, spec) for dtype, path in found.items()),
+        models=tuple(inspect_model(path, dtype, spec, folder) for dtype, path in found.items()),
         hashes=tuple(check_manifest(folder, progress)) if hashes and manifest is not None else None,
         manifest=manifest,
     )
 
 
-def inspect_model(path: Path, dtype: str, spec: ModelSpec) -> ModelInspection:
-    """Inspect one model file, that should be the `dtype` graph of `spec`.
+def inspect_model(path: Path, dtype: str, spec: ModelSpec, folder: Path) -> ModelInspection:
+    """Inspect one model file of the artifact `folder`, that should be the `dtype` graph of `spec`.
 
     Raises:
         ArtifactError: it is no ONNX model.
     """
     facts = read_graph(path)
     logits = logits_mode(facts.outputs)
-    chunks = tuple(_data_file(path.parent, name) for name in facts.locations)
+    sizes = {name: _data_bytes(path, name, folder) for name in facts.locations}
+    chunks = tuple(DataFile(one_line(name), size if isinstance(size, int) else None) for name, size in sizes.items())
     data = sum(chunk.bytes or 0 for chunk in chunks)
     roles: Counter[str] = Counter()
     dtypes: Counter[str] = Counter()
@@ -143,7 +148,7 @@ def inspect_model(path: Path, dtype: str, spec: ModelSpec) -> ModelInspection:
         chunks=chunks,
         inputs=facts.inputs,
         outputs=facts.outputs,
-        problems=(*contract_problems(facts, spec, dtype, logits), *data_problems(path, facts)),
+        problems=_first([*contract_problems(facts, spec, dtype, logits), *data_problems(path, facts, sizes)]),
     )
 
 
@@ -184,8 +189,11 @@ def _tensor_problems(kind: str, got: tuple[Tensor, ...], expected: tuple[Tensor,
     return problems
 
 
-def data_problems(path: Path, facts: GraphFacts) -> list[str]:
-    """Where the external data of the graph at `path` is missing, too short, misnamed or too large for a browser."""
+def data_problems(path: Path, facts: GraphFacts, sizes: Mapping[str, int | str | None]) -> list[str]:
+    """Where the external data of the graph at `path` is missing, elsewhere, too short, misnamed or too large.
+
+    sizes: of its data files in bytes; None where one is missing, a text where it may not be read.
+    """
     problems: list[str] = []
     needed: dict[str, int] = {}
     for initializer in facts.initializers:
@@ -193,23 +201,34 @@ def data_problems(path: Path, facts: GraphFacts) -> list[str]:
             needed[initializer.location] = max(needed.get(initializer.location, 0), initializer.end)
     for number, (name, end) in enumerate(sorted(needed.items(), key=lambda item: (len(item[0]), item[0]))):
         expected = f"{path.name}_data" + (f"_{number}" if number else "")
+        told = name if is_plain_path(name) else shown(name)
         if name != expected:
-            problems.append(f"data file {number} is called {name}, expected {expected}")
-        size = _data_file(path.parent, name).bytes
-        if size is None:
-            problems.append(f"data file {name} is missing")
+            problems.append(f"data file {number} is called {told}, expected {expected}")
+        size = sizes[name]
+        if isinstance(size, str):
+            problems.append(size)
+        elif size is None:
+            problems.append(f"data file {told} is missing")
         elif size < end:
-            problems.append(f"data file {name} has {size} bytes, the graph reads up to {end}")
+            problems.append(f"data file {told} has {size} bytes, the graph reads up to {end}")
         elif size > contract.MAX_CHUNK_BYTES:
-            problems.append(f"data file {name} has {size} bytes, a browser takes {contract.MAX_CHUNK_BYTES} at most")
+            problems.append(f"data file {told} has {size} bytes, a browser takes {contract.MAX_CHUNK_BYTES} at most")
     return problems
 
 
-def _data_file(folder: Path, name: str) -> DataFile:
-    """The data file `name`; a name that leads out of the folder is taken for missing."""
-    path = folder / name
-    inside = Path(name).name == name
-    return DataFile(name, path.stat().st_size if inside and path.is_file() else None)
+def _data_bytes(path: Path, name: str, folder: Path) -> int | str | None:
+    """Bytes of the data file `name` of the graph at `path`; None where it is missing, or why it may not be read."""
+    try:
+        found = data_path(path, name, folder)
+    except ArtifactError as error:
+        return str(error)
+    return found.stat().st_size if found.is_file() else None
+
+
+def _first(problems: list[str]) -> tuple[str, ...]:
+    """At most :data:`MAX_PROBLEMS`; a file that is nothing of ours has as many as it has inputs."""
+    rest = len(problems) - MAX_PROBLEMS
+    return (*problems[:MAX_PROBLEMS], f"and {rest} more") if rest > 0 else tuple(problems)
 
 
 def _shape(tensor: Tensor) -> str:

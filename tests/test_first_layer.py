@@ -17,8 +17,8 @@ from lfm2export.quant import dequantize, quantize
 from lfm2export.recipes import Options
 from lfm2export.reference.memory import MemoryReference
 from lfm2export.reference.weights import SourceWeights
+from lfm2export.untrusted.onnx_file import read_model
 from lfm2export.verify.stored import read_stored
-from lfm2export.verify.variants import read_model
 from lfm2export.verify.weights import measure_weights
 from lfm2export.weights import BlockFormat
 

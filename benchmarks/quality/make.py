@@ -28,6 +28,7 @@ from lfm2export.errors import Lfm2ExportError
 from lfm2export.measures import Array
 from lfm2export.package.graph import read_graph
 from lfm2export.runtime import OnnxModel
+from lfm2export.untrusted.onnx_file import read_model
 from lfm2export.verify import text, variants
 from lfm2export.verify.expected import ExpectedChunk
 from lfm2export.verify.text import Score
@@ -135,7 +136,7 @@ def _float_body(source: Path, folder: Path) -> Path:
 
 def _artifact(out: Path, path: Path, dtype: str) -> Made:
     """A file of our layout."""
-    graph = variants.read_model(path)
+    graph = read_model(path)
     wide = variants.all_positions(graph)
     if wide is None:
         raise Lfm2ExportError(f"{path} gives the last logits alone, by a graph that is not known")
@@ -158,7 +159,7 @@ def make_genai(maker: Genai, source: Path, folder: Path) -> Made:
     genai.build(source, out, maker.recipe)
     exact = folder / "exact"
     shutil.copytree(out, exact)
-    copy = variants.exact_copy(variants.read_model(out / "model.onnx"))
+    copy = variants.exact_copy(read_model(out / "model.onnx"))
     (exact / "model.onnx").write_bytes(copy.SerializeToString())
     columns: dict[Column, Open] = {
         "prefill": lambda: nullcontext(genai.GenaiScore(out, "prefill", threads=THREADS)),

@@ -19,6 +19,7 @@ import numpy as np
 from lfm2export import contract
 from lfm2export.errors import ArtifactError
 from lfm2export.spec import ModelSpec
+from lfm2export.untrusted.onnx_file import read_model
 
 #: Operators that read one row a token of some inputs: the tables of embeddings, and of sines.
 ROW_READERS = {
@@ -46,9 +47,10 @@ def weight_bytes(path: Path) -> int:
     """
     import onnx_ir as ir
 
+    model = read_model(path, weights=False)
     try:
-        graph = ir.load(path).graph
-    except Exception as error:  # protobuf and onnx_ir raise many kinds for a damaged file
+        graph = ir.from_proto(model).graph
+    except Exception as error:  # onnx_ir raises many kinds for a graph that contradicts itself
         line = " ".join(str(error).split())[:200]
         raise ArtifactError(f"{path} is not a readable ONNX model ({line}); build it again") from error
     return _graph_bytes(graph, {})

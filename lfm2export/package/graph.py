@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lfm2export.contract import Dim, Tensor
 from lfm2export.errors import ArtifactError
+from lfm2export.untrusted.escape import one_line
+from lfm2export.untrusted.onnx_file import read_model, tensor_bytes
+
+if TYPE_CHECKING:
+    import onnx
+
+#: Characters of a name, and kinds of operators, that are told.
+MAX_NAME, MAX_OPERATORS = 200, 100
 
 #: Role of a weight by its name, the first that matches; module names of transformers and of other exporters.
 ROLES = (
@@ -26,7 +34,7 @@ OTHER = "other"
 
 @dataclass(frozen=True)
 class Initializer:
-    """One constant of the graph; `location` is the bare name of its data file, or None if the graph holds it."""
+    """One constant of the graph; `location` is the name of its data file as stated, None where the graph holds it."""
 
     name: str
     dtype: str
@@ -58,35 +66,43 @@ class GraphFacts:
 
 
 def read_graph(path: Path) -> GraphFacts:
-    """The facts of the ONNX file at `path`.
+    """The facts of the ONNX file at `path`. Names are as they can be printed: one line, at most :data:`MAX_NAME` long.
 
     Raises:
-        ArtifactError: there is no such file, or it is no ONNX model.
+        ArtifactError: there is no such file, or it is no ONNX model, or a damaged one.
     """
-    import onnx_ir as ir
-
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist; build it again")
-    try:
-        model = ir.load(path)
-    except Exception as error:  # protobuf and onnx_ir raise many kinds for a damaged file
-        line = " ".join(str(error).split())[:200]
-        raise ArtifactError(f"{path} is not a readable ONNX model ({line}); build it again") from error
-    nodes = list(model.graph.all_nodes())
-    casts = sum(
-        1 for node in nodes if node.op_type == "Cast" and node.inputs[0] is not None and node.inputs[0].is_initializer()
-    )
-    counts = Counter(node.op_type if not node.domain else f"{node.domain}.{node.op_type}" for node in nodes)
+    model = read_model(path, weights=False)
+    nodes = list(_nodes(model.graph, frozenset()))
+    counts = Counter(_operator(node) for node, _ in nodes)
+    common = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MAX_OPERATORS])
+    if len(counts) > MAX_OPERATORS:
+        common[f"({len(counts) - MAX_OPERATORS} other kinds)"] = len(nodes) - sum(common.values())
     return GraphFacts(
-        opsets=dict(sorted(model.graph.opset_imports.items())),
-        ir_version=int(model.ir_version or 0),
-        inputs=tuple(_tensor(value) for value in model.graph.inputs),
-        outputs=tuple(_tensor(value) for value in model.graph.outputs),
-        op_counts=dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
+        opsets=dict(sorted((_name(opset.domain), opset.version) for opset in model.opset_import)),
+        ir_version=model.ir_version,
+        inputs=tuple(_tensor(value) for value in model.graph.input),
+        outputs=tuple(_tensor(value) for value in model.graph.output),
+        op_counts=common,
         nodes=len(nodes),
-        nodes_without_weight_casts=len(nodes) - casts,
-        initializers=tuple(_initializer(value) for value in model.graph.initializers.values()),
+        nodes_without_weight_casts=len(nodes) - sum(casts for _, casts in nodes),
+        initializers=tuple(_initializer(tensor) for tensor in model.graph.initializer),
     )
+
+
+def _nodes(graph: onnx.GraphProto, outer: frozenset[str]) -> Iterator[tuple[onnx.NodeProto, bool]]:
+    """(node, whether it casts an initializer) of a graph and of those within it; `outer`: initializers around it."""
+    constants = outer | {tensor.name for tensor in graph.initializer} if graph.initializer else outer
+    for node in graph.node:
+        yield node, node.op_type == "Cast" and len(node.input) > 0 and node.input[0] in constants
+        for attribute in node.attribute:
+            for inner in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
+                yield from _nodes(inner, constants)
+
+
+def _operator(node: onnx.NodeProto) -> str:
+    return _name(f"{node.domain}.{node.op_type}" if node.domain else node.op_type)
 
 
 def role_of(name: str) -> str:
@@ -94,27 +110,36 @@ def role_of(name: str) -> str:
     return next((role for role, pattern in ROLES if pattern.search(name)), OTHER)
 
 
-def _tensor(value: Any) -> Tensor:
-    dtype = value.dtype.name.lower() if value.dtype is not None else "unknown"
+def _name(text: str) -> str:
+    return one_line(text[:MAX_NAME])
+
+
+def _tensor(value: onnx.ValueInfoProto) -> Tensor:
+    held = value.type.tensor_type
     shape: list[Dim] = []
-    for size in value.shape if value.shape is not None else ():
-        shape.append(size if isinstance(size, int) else str(size))
-    return Tensor(str(value.name), {"float": "float32"}.get(dtype, dtype), tuple(shape))
+    for size in held.shape.dim:
+        shape.append(size.dim_value if size.HasField("dim_value") else _name(size.dim_param) or "?")
+    return Tensor(_name(value.name), _dtype(held.elem_type), tuple(shape))
 
 
-def _initializer(value: Any) -> Initializer:
-    import onnx_ir as ir
+def _dtype(code: int) -> str:
+    from onnx import TensorProto
 
-    tensor = value.const_value
-    if tensor is None:
-        raise ArtifactError(f"initializer {value.name} has no value; build the file again")
-    external = isinstance(tensor, ir.ExternalTensor)
+    name = TensorProto.DataType.Name(code).lower() if code in TensorProto.DataType.values() else "unknown"
+    return {"float": "float32", "undefined": "unknown"}.get(name, name)
+
+
+def _initializer(tensor: onnx.TensorProto) -> Initializer:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location")
+    size = tensor_bytes(list(tensor.dims), tensor.data_type)
+    name = _name(tensor.name)
     return Initializer(
-        name=str(value.name),
-        dtype={"float": "float32"}.get(tensor.dtype.name.lower(), tensor.dtype.name.lower()),
-        shape=tuple(int(size) for size in tensor.shape),
-        bytes=int(tensor.nbytes),
-        role=role_of(str(value.name)),
-        location=str(tensor.location) if external else None,
-        end=int(tensor.offset or 0) + int(tensor.length or tensor.nbytes) if external else 0,
+        name=name,
+        dtype=_dtype(tensor.data_type),
+        shape=tuple(tensor.dims),
+        bytes=size,
+        role=role_of(name),
+        location=location,
+        end=int(entries.get("offset", 0)) + int(entries.get("length", size)) if location is not None else 0,
     )

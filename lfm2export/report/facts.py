@@ -176,7 +176,7 @@ def read_sizes(folder: Path) -> Sizes:
     found: dict[str, Mapping[str, int]] = {}
     for dtype, path in available_models(folder).items():
         try:
-            found[dtype] = inspect_model(path, dtype, spec).bytes_by_role
+            found[dtype] = inspect_model(path, dtype, spec, folder).bytes_by_role
         except Lfm2ExportError:  # a damaged graph has no sizes; that it is damaged is the verifier's finding
             continue
     return found

@@ -16,9 +16,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lfm2export.errors import Lfm2ExportError
+from lfm2export.errors import ArtifactError
 from lfm2export.untrusted.paths import checked_link, is_plain_path, shown
+
+if TYPE_CHECKING:
+    import onnx
 
 #: Fields in all. A graph of 2.6B parameters has some 30,000; a parser takes microseconds and hundreds of bytes each.
 MAX_FIELDS = 400_000
@@ -28,6 +32,8 @@ MAX_GRAPH_BYTES = 64 << 20
 MAX_DEPTH = 48
 #: Axes of a tensor, and its elements.
 MAX_RANK, MAX_ELEMENTS = 32, 1 << 48
+#: Data files; some exporters write one for each tensor.
+MAX_DATA_FILES = 2000
 #: Values of the file itself above which :func:`rewritten` leaves them out: what shapes are computed from is smaller.
 SMALL = 1024
 
@@ -41,7 +47,7 @@ MESSAGES: Mapping[str, Mapping[int, str]] = {
     "Node": {5: "Attribute", 9: "Leaf", 10: "NodeDevice"},
     "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 14: "Type", 15: "Type", 22: "Sparse",
                   23: "Sparse"},
-    "Tensor": {3: "Leaf", 13: "Entry", 16: "Leaf"},
+    "Tensor": {3: "Numbers", 13: "Entry", 16: "Leaf"},
     "Sparse": {1: "Tensor", 2: "Tensor"},
     "ValueInfo": {2: "Type", 4: "Leaf"},
     "Type": {1: "TensorType", 4: "Nested", 5: "Map", 7: "Leaf", 8: "TensorType", 9: "Nested"},
@@ -52,10 +58,18 @@ MESSAGES: Mapping[str, Mapping[int, str]] = {
     "Annotation": {2: "Leaf"},
     "Device": {},
     "NodeDevice": {2: "Sharding"},
-    "Sharding": {3: "Leaf", 4: "ShardedDim"},
+    "Sharding": {3: "Numbers", 4: "ShardedDim"},
     "ShardedDim": {2: "Leaf"},
     "Entry": {},
     "Leaf": {},
+    "Numbers": {},
+}  # fmt: skip
+
+#: Message -> its fields that are texts. A parser hands out what is not UTF-8 as bytes.
+TEXTS: Mapping[str, tuple[int, ...]] = {
+    "Model": (2, 3, 4, 6), "Graph": (2, 10), "Function": (1, 4, 5, 6, 8, 10, 13), "Node": (1, 2, 3, 4, 6, 7, 8),
+    "Attribute": (1, 13, 21), "Tensor": (8, 12), "ValueInfo": (1, 3), "Type": (6,), "Annotation": (1,),
+    "Device": (1, 3), "NodeDevice": (1,), "Sharding": (1,), "Entry": (1, 2), "Leaf": (1, 2, 3),
 }  # fmt: skip
 
 #: Bits of an element by its code in TensorProto.DataType; strings have none.
@@ -86,56 +100,78 @@ class Damaged(Exception):
     """Why the bytes are no model that can be read; it never leaves this module."""
 
 
-def scan_file(path: Path, error: type[Lfm2ExportError]) -> tuple[External, ...]:
+def scan_file(path: Path) -> tuple[External, ...]:
     """Check the ONNX file at `path`; the external data that it refers to.
 
     Raises:
-        error: it cannot be read, or is refused; see the top of this module.
+        ArtifactError: it cannot be read, or is refused; see the top of this module.
     """
-    with opened(path, error) as data:
-        return scan(data, path, error)
+    with opened(path) as data:
+        return scan(data, path)
 
 
-def opened(path: Path, error: type[Lfm2ExportError]) -> mmap.mmap:
+def read_model(path: Path, *, weights: bool = True) -> onnx.ModelProto:
+    """The model in `path`; external data stays where it is. Every reader of a graph takes it from here.
+
+    weights: False leaves out what tensors of more than :data:`SMALL` bytes hold inside the file.
+
+    Raises:
+        ArtifactError: as :func:`scan_file`.
+    """
+    import onnx
+
+    with opened(path) as data:
+        scan(data, path)
+        content = data[:] if weights else rewritten(data, weights=False)
+    try:
+        return onnx.load_model_from_string(content)
+    except Exception as problem:  # protobuf's DecodeError, for what the walk lets pass
+        line = " ".join(str(problem).split())[:200]
+        raise ArtifactError(f"{path} is not a readable ONNX model ({line}); copy or download it again") from problem
+
+
+def opened(path: Path) -> mmap.mmap:
     """The bytes of `path`, mapped.
 
     Raises:
-        error: it cannot be read, or is empty.
+        ArtifactError: it cannot be read, or is empty.
     """
     try:
         with path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as problem:  # an empty file cannot be mapped
-        raise error(f"{path} is not a readable ONNX model ({problem}); copy or download it again") from problem
+        raise ArtifactError(f"{path} is not a readable ONNX model ({problem}); copy or download it again") from problem
 
 
-def scan(data: Buffer, what: object, error: type[Lfm2ExportError]) -> tuple[External, ...]:
+def scan(data: Buffer, what: object) -> tuple[External, ...]:
     """As :func:`scan_file`, for bytes that are called `what` in messages."""
     walk = _Walk()
     try:
         walk.message(data, 0, len(data), "Model", 0)
         if not walk.graphs:
             raise Damaged("it holds no graph")
+        if len({tensor.location for tensor in walk.external}) > MAX_DATA_FILES:
+            raise Damaged(f"it names more than {MAX_DATA_FILES:,} data files, expected at most that many")
     except Damaged as problem:
-        raise error(f"{what} is not a readable ONNX model ({problem}); copy or download it again") from problem
+        raise ArtifactError(f"{what} is not a readable ONNX model ({problem}); copy or download it again") from problem
     return tuple(walk.external)
 
 
-def data_path(graph: Path, location: str, folder: Path, error: type[Lfm2ExportError]) -> Path:
+def data_path(graph: Path, location: str, folder: Path) -> Path:
     """Where the data file `location` of the model file `graph` lies; it need not exist.
 
     Args:
         folder: the artifact that holds `graph`; links are followed inside it, or into the blobs of its hub cache.
 
     Raises:
-        error: it is no plain name, or a link that leads elsewhere.
+        ArtifactError: it is no plain name, or a link that leads elsewhere.
     """
     if not is_plain_path(location):
-        raise error(
+        raise ArtifactError(
             f"{graph} names the data file {shown(location)}, expected a plain name beside it; do not trust it: copy or "
             "download it again"
         )
-    return checked_link(graph.parent / location, folder, error)
+    return checked_link(graph.parent / location, folder, ArtifactError)
 
 
 def rewritten(data: Buffer, locations: Mapping[str, str] | None = None, *, weights: bool = True) -> bytes:
@@ -150,7 +186,7 @@ def rewritten(data: Buffer, locations: Mapping[str, str] | None = None, *, weigh
             return b""
         if number == 13 and locations:
             entry = {found: _text(data, first, last) for found, _, _, first, last in fields(data, start, end)}
-            if entry.get(1) == "location" and entry[2] in locations:
+            if entry.get(1) == "location" and entry.get(2) in locations:
                 return _field(13, _field(1, b"location") + _field(2, locations[entry[2]].encode()))
         return None
 
@@ -173,9 +209,11 @@ class _Walk:
             self._tensor(data, start, end)
             return
         self.graphs += kind == "Graph"
-        inner = MESSAGES[kind]
+        inner, texts = MESSAGES[kind], TEXTS.get(kind, ())
         for number, wire, _, first, last in self._counted(data, start, end):
             found = inner.get(number)
+            if number in texts and wire == _BYTES:
+                _text(data, first, last)
             if found is not None and wire == _BYTES:
                 self.message(data, first, last, found, depth + 1)
             elif found is not None:
@@ -207,8 +245,9 @@ class _Walk:
             elif number in (2, 14) and wire == _VARINT:
                 value, _ = _varint(data, first, last)
                 dtype, is_external = (value, is_external) if number == 2 else (dtype, is_external or value == 1)
-            elif number == 8 and wire == _BYTES:
-                name = _text(data, first, last)
+            elif number in TEXTS["Tensor"] and wire == _BYTES:
+                name = _text(data, first, last) if number == 8 else name
+                self._add(last - first)
             elif number == 9 and wire == _BYTES:
                 raw = last - first
             elif number == 13 and wire == _BYTES:
@@ -223,7 +262,7 @@ class _Walk:
         strings = {1: "", 2: ""}
         for number, wire, _, first, last in self._counted(data, start, end):
             self._add(last - first)
-            if wire == _BYTES:
+            if wire == _BYTES and number in strings:
                 strings[number] = _text(data, first, last)
         key, value = strings[1], strings[2]
         if key in entries:
@@ -295,8 +334,15 @@ def _integers(data: Buffer, wire: int, start: int, end: int) -> Iterator[int]:
 
 
 def _text(data: Buffer, start: int, end: int) -> str:
-    """At most the longest path that a system takes; is_plain_path() refuses what is longer."""
-    return data[start : min(end, start + 4096)].decode("utf-8", "replace")
+    try:
+        return data[start:end].decode()
+    except UnicodeDecodeError as problem:
+        raise Damaged("a name in it is not UTF-8") from problem
+
+
+def tensor_bytes(dims: list[int], dtype: int) -> int:
+    """Bytes of a tensor by its shape and its code in TensorProto.DataType; 0 for strings and unknown codes."""
+    return _bytes(dims, _BITS.get(dtype, 0))
 
 
 def _bytes(dims: list[int], bits: int) -> int:

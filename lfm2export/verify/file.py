@@ -88,7 +88,7 @@ class FileChecks:
 
     def __init__(self, plan: Plan, dtype: str, path: Path, progress: Progress) -> None:
         self.plan, self.dtype, self.path = plan, dtype, path
-        self.model = variants.read_model(path)
+        self.model = variants.open_graph(path, plan.folder)
         self.exact = variants.is_exact(self.model)
         self.spec = plan.source.checkpoint.spec
         self.limits: Tolerances = tolerances(dtype, self.spec.num_hidden_layers)
@@ -273,7 +273,7 @@ def text_measures(plan: Plan, folder: Path, path: Path, progress: Progress) -> l
     """
     assert plan.text is not None
     found = []
-    every = variants.all_positions(variants.read_model(path))
+    every = variants.all_positions(variants.open_graph(path, folder))
     if every is not None:
         model = OnnxModel(folder, file=path, graph=every.SerializeToString(), threads=plan.threads)
         found.append(text.measure_text(text.by_prefill(model), plan.text, "prefill", progress))
@@ -297,6 +297,6 @@ def _compared(
 def _sizes(path: Path, model: onnx.ModelProto) -> tuple[int, int]:
     """Bytes of the graph file, and of its data files."""
     entries = (entry for tensor in model.graph.initializer for entry in tensor.external_data)
-    names = {Path(entry.value).name for entry in entries if entry.key == "location"}
+    names = {entry.value for entry in entries if entry.key == "location"}
     data = [path.parent / name for name in names]
     return path.stat().st_size, int(np.sum([file.stat().st_size for file in data if file.is_file()], dtype=np.int64))

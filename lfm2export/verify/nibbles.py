@@ -14,6 +14,7 @@ larger than the whole. Letters: N rows, G blocks of a row, S block_size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,11 @@ def _splits(node: NodeProto, tensors: Mapping[str, TensorProto]) -> bool:
     if node.op_type != "MatMulNBits" or _attributes(node).get("bits") != 8:
         return False
     others = [name for name in node.input[3:] if name]
-    return node.input[1] in tensors and len(others) <= 1 and all(name in tensors for name in others)
+    if node.input[1] not in tensors or len(others) > 1 or any(name not in tensors for name in others):
+        return False
+    codes, *zeros = (tensors[name] for name in (node.input[1], *others))
+    fits = all(math.prod(zero.dims) == math.prod(codes.dims[:2]) for zero in zeros)
+    return len(codes.dims) == 3 and fits and all(tensor.data_type == TensorProto.UINT8 for tensor in (codes, *zeros))
 
 
 def _attributes(node: NodeProto) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from lfm2export.verify.results import (
     Verification,
 )
 from lfm2export.verify.source import Source, find_source
-from lfm2export.verify.variants import is_exact, read_model
+from lfm2export.verify.variants import is_exact, open_graph
 
 if TYPE_CHECKING:
     from lfm2export.verify.expected import Reference
@@ -164,7 +164,7 @@ def make_plan(
     length = spec.max_position_embeddings if scope.long else LONG
     long = None if scope.quick else long_tokens(text, spec, length)
     reference: Reference = load_reference(checkpoint, chosen_mode(spec.num_parameters, mode))
-    compared = long if any(is_exact(read_model(path)) for path in files.values()) else None
+    compared = long if any(is_exact(open_graph(path, folder)) for path in files.values()) else None
     expected: Sequence[Expected]
     if reference.mode == "memory":
         expected, author = write(reference, prompts, scope.steps, progress), "reference"

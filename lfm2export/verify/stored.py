@@ -29,6 +29,7 @@ from lfm2export.errors import ArtifactError
 from lfm2export.quant.blocks import dequantize
 from lfm2export.recipes import BLOCK_SIZES
 from lfm2export.spec import ModelSpec
+from lfm2export.untrusted.paths import shown
 from lfm2export.weights import BlockFormat, QuantizedBlocks
 
 Kind = Literal["plain", "transposed", "heads", "blocks"]
@@ -225,10 +226,18 @@ def _format(
 
 
 def raw_tensor(tensor: TensorProto, folder: Path) -> Raw:
-    """The bytes of an initializer whose external data, if any, is in `folder`."""
+    """The bytes of an initializer with external data, if any, in `folder` (`verify.variants.open_graph` checks that).
+
+    Raises:
+        ArtifactError: the values in the graph do not fill its shape.
+    """
     shape = tuple(tensor.dims)
     if tensor.data_location != TensorProto.EXTERNAL:
-        return Raw(tensor.name, _TYPES[tensor.data_type], shape, None, 0, onnx.numpy_helper.to_array(tensor))
+        try:
+            inline = onnx.numpy_helper.to_array(tensor)
+        except (ValueError, TypeError) as error:
+            raise ArtifactError(f"initializer {shown(tensor.name)} is damaged ({error}); build it again") from error
+        return Raw(tensor.name, _TYPES[tensor.data_type], shape, None, 0, inline)
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    location = folder / Path(entries["location"]).name
+    location = folder / entries["location"]
     return Raw(tensor.name, _TYPES[tensor.data_type], shape, location, int(entries.get("offset", 0)), None)

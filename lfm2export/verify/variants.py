@@ -16,20 +16,35 @@ import onnx
 from onnx import TensorProto, helper
 
 from lfm2export import contract
+from lfm2export.artifact import resolve_data
 from lfm2export.errors import ArtifactError
+from lfm2export.untrusted.onnx_file import read_model
+from lfm2export.untrusted.paths import shown
+
+#: Inputs that the operators which are looked into take at least.
+INPUTS = {"MatMulNBits": 3, "MatMul": 2, "Gemm": 2, "GatherElements": 2, "Expand": 2, "Cast": 1}
 
 
-def read_model(path: Path) -> onnx.ModelProto:
-    """The graph at `path`; external data stays where it is.
+def open_graph(path: Path, folder: Path) -> onnx.ModelProto:
+    """The graph at `path` in the artifact `folder`, for what is made of it here; external data stays where it is.
 
     Raises:
-        ArtifactError: it is no ONNX model.
+        ArtifactError: it is no ONNX model, its data is missing or elsewhere, a node has fewer inputs than its operator
+            takes, or the logits are no tensor [B, S, V].
     """
-    try:
-        return onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # protobuf's DecodeError and plain OSErrors
-        line = " ".join(str(error).split())[:200]
-        raise ArtifactError(f"{path} is not a readable ONNX model ({line}); build it again") from error
+    resolve_data(path, folder)
+    model = read_model(path)
+    for node in model.graph.node:
+        least = INPUTS.get(node.op_type, 0)
+        if len(node.input) < least or not node.output:
+            raise ArtifactError(
+                f"{path}: a node {shown(node.op_type)} has {len(node.input)} inputs and {len(node.output)} outputs, "
+                f"expected at least {least} and 1; build it again"
+            )
+    ranks = [len(value.type.tensor_type.shape.dim) for value in model.graph.output if value.name == contract.LOGITS]
+    if ranks != [3]:
+        raise ArtifactError(f"{path} has no output {contract.LOGITS} of 3 axes; build it again, or give an LFM2 export")
+    return model
 
 
 def is_exact(model: onnx.ModelProto) -> bool:

@@ -21,6 +21,7 @@ from lfm2export.reference.memory import MemoryReference
 from lfm2export.runtime import OnnxModel
 from lfm2export.spec import parse_spec
 from lfm2export.synth import family_config
+from lfm2export.untrusted.onnx_file import read_model
 from lfm2export.verify.expected import expect, write
 from lfm2export.verify.figures import CacheSeries, CheckName, Form, StepPoint, StepsMeasure
 from lfm2export.verify.file import Plan
@@ -30,7 +31,7 @@ from lfm2export.verify.prompts import Prompt
 from lfm2export.verify.routes import at_once, padded, uneven_rows
 from lfm2export.verify.steps import first_failure
 from lfm2export.verify.stored import read_stored
-from lfm2export.verify.variants import all_positions, exact_copy, is_exact, read_model
+from lfm2export.verify.variants import all_positions, exact_copy, is_exact
 from lfm2export.verify.weights import measure_weights
 
 TOKENS = np.array([[1, 20, 300, 41, 77, 500, 33]])
