@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lfm2export.generation.text import ChatTokenizer
+from lfm2export.text.tokenizer import ChatTokenizer
 
 #: name -> (as a conversation?, text).
 PROMPTS = {

@@ -252,15 +252,23 @@ def bench(folder: Path, dtypes: tuple[str, ...], as_json: bool, quiet: bool, **o
 @click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template.")
 @click.option("--system", help="The system message.")
 @click.option("--tools", type=FILE, help="JSON file with a list of function definitions.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True)
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    help="Default: 256, and with the prompt no more than the tokenizer's model_max_length.",
+)
 @click.option("--greedy", is_flag=True, help="Always the likeliest token.")
-@click.option("--temperature", type=float, help="Default: the artifact's, else the card's 0.3.")
-@click.option("--min-p", type=float, help="Default: the artifact's, else the card's 0.15.")
-@click.option("--repetition-penalty", type=float, help="Default: the artifact's, else the card's 1.05.")
+@click.option("--sample", is_flag=True, help="Draw tokens: by the artifact's values, else temperature 0.3, min_p 0.15.")
+@click.option("--temperature", type=float, help="Draw tokens; 0 is greedy. Default: the artifact's.")
+@click.option("--min-p", type=float, help="Draw tokens. Default: the artifact's.")
+@click.option("--top-k", type=int, help="Draw tokens; 0 is off. Default: the artifact's, else 50.")
+@click.option("--repetition-penalty", type=float, help="Drawn or greedy. Default: the artifact's.")
 @click.option("--seed", type=click.IntRange(min=0), help="Equal seeds give equal answers.")
 @click.option("--threads", type=click.IntRange(min=1), help="Default: the runtime's choice.")
 def generate(folder: Path, prompt: str | None, **options: Any) -> None:
     """Generate text with an artifact: one answer, a conversation, or a plain continuation.
+
+    Tokens are drawn only where generation_config.json says do_sample, or an option turns it on.
 
     Runs on any LFM2 ONNX folder of this layout, whoever made it.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -231,6 +230,10 @@ def run_bench(folder: Path, dtypes: Sequence[str], as_json: bool, quiet: bool, *
         show_table(table, 150)
 
 
+#: Tokens of an answer, unless told.
+MAX_NEW_TOKENS = 256
+
+
 def run_generate(
     folder: Path,
     prompt: str | None,
@@ -240,7 +243,7 @@ def run_generate(
     raw: bool,
     system: str | None,
     tools: Path | None,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     seed: int | None,
     threads: int | None,
     **sampling: Any,
@@ -248,10 +251,12 @@ def run_generate(
     """Open the artifact and answer: one prompt, every line of a conversation, or a plain continuation."""
     from lfm2export.artifact import find_model
     from lfm2export.generation.chat import Conversation, stream
-    from lfm2export.generation.defaults import read_defaults
-    from lfm2export.generation.text import ChatTokenizer
+    from lfm2export.generation.defaults import chosen_sampling, described, read_defaults
+    from lfm2export.generation.sampling import Sampler
+    from lfm2export.generation.settings import unused_values
     from lfm2export.generation.tools import read_tools
     from lfm2export.runtime import BufferedModel, OnnxModel
+    from lfm2export.text.tokenizer import ChatTokenizer
 
     _check_text(prompt, "--prompt")
     _check_text(system, "--system")
@@ -260,9 +265,15 @@ def run_generate(
     if raw and (chat or system or functions):
         raise PromptError("--raw continues plain text; leave out --chat, --system and --tools, or leave out --raw")
     defaults = read_defaults(folder)
-    sampler = _sampler(defaults.sampling, seed, **sampling)
+    sampler = Sampler(chosen_sampling(defaults, **sampling), seed)
+    # Whoever says how many tokens wants them, up to the context; model_max_length is a default.
+    length, max_new_tokens = (defaults.length, MAX_NEW_TOKENS) if max_new_tokens is None else (None, max_new_tokens)
     tokenizer = ChatTokenizer(folder)
     model = BufferedModel(OnnxModel(folder, dtype, threads=threads))
+    why = f" ({defaults.source})" if sampler.sampling == defaults.sampling else ""
+    click.echo(f"[{described(sampler.sampling)}{why}]", err=True)
+    for name in unused_values(defaults.generation):
+        click.echo(f"[{name} of generation_config.json is not used]", err=True)
     if raw or (not tokenizer.has_chat_template and not chat):
         text = _prompt(prompt)
         generated = stream(
@@ -273,6 +284,7 @@ def run_generate(
             on_text=_write,
             sampler=sampler,
             eos_ids=defaults.eos_ids,
+            length=length,
         )
         _finish(generated, sampler)
         _pass_on(generated, chat)
@@ -285,6 +297,7 @@ def run_generate(
         sampler=sampler,
         tools=functions,
         system=system,
+        length=length,
     )
     for message in _messages(prompt, chat):
         answer = conversation.ask(message, on_text=_write, skip_special=functions is None)
@@ -294,24 +307,6 @@ def run_generate(
         for error in answer.calls.errors:
             say(f"tool call not understood: {error}", err=True)
         _pass_on(answer.generated, chat)
-
-
-def _sampler(
-    stated: Any,
-    seed: int | None,
-    *,
-    greedy: bool,
-    temperature: float | None,
-    min_p: float | None,
-    repetition_penalty: float | None,
-) -> Sampler:
-    from lfm2export.generation.sampling import GREEDY, Sampler
-
-    given = {"temperature": temperature, "min_p": min_p, "repetition_penalty": repetition_penalty}
-    given = {name: value for name, value in given.items() if value is not None}
-    if greedy and given:
-        raise PromptError(f"--greedy and --{next(iter(given)).replace('_', '-')} exclude each other; leave one out")
-    return Sampler(GREEDY if greedy else replace(stated, **given), seed)
 
 
 def _messages(prompt: str | None, chat: bool) -> Iterator[str]:

@@ -14,9 +14,9 @@ from benchmarks.peers import genai
 from benchmarks.peers.gguf import quantize_gguf, write_gguf
 from benchmarks.peers.llama import CacheType, LlamaScore, Route
 from lfm2export.checkpoint import open_checkpoint
-from lfm2export.generation.text import ChatTokenizer
 from lfm2export.hub import shipped_folder
 from lfm2export.reference import load_reference, torch_threads
+from lfm2export.text.tokenizer import ChatTokenizer
 from lfm2export.verify.expected import expect_text
 from lfm2export.verify.prompts import make_text
 from lfm2export.verify.text import Score, measure_text

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from lfm2export.calibrate.text import CalibrationText
 from lfm2export.errors import PromptError
-from lfm2export.generation.text import ChatTokenizer
 from lfm2export.progress import Progress, silent
 from lfm2export.spec import ModelSpec
 from lfm2export.steps import Logits, Tokens
+from lfm2export.text.tokenizer import ChatTokenizer
 
 State = TypeVar("State")
 

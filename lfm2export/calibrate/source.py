@@ -7,10 +7,10 @@ from pathlib import Path
 from lfm2export.calibrate.sampled import self_text
 from lfm2export.calibrate.text import CalibrationText, file_text, shipped_text
 from lfm2export.checkpoint import Checkpoint
-from lfm2export.generation.text import ChatTokenizer
 from lfm2export.progress import Progress, silent
 from lfm2export.recipes import Calibration
 from lfm2export.reference import load_reference
+from lfm2export.text.tokenizer import ChatTokenizer
 
 
 def calibration_text(checkpoint: Checkpoint, calibration: Calibration, progress: Progress = silent) -> CalibrationText:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from lfm2export.errors import PromptError
-from lfm2export.generation.text import ChatTokenizer
 from lfm2export.spec import ModelSpec
+from lfm2export.text.tokenizer import ChatTokenizer
 from lfm2export.verify.prompts import read_text
 
 SHIPPED = Path(__file__).parent / "calibration.jsonl.xz"

@@ -9,8 +9,8 @@ from pathlib import Path
 from lfm2export.consumers.prompts import BATCH, MAX_NEW_TOKENS, SECOND_MESSAGE, Prompt
 from lfm2export.consumers.reference import Continuation, continuation
 from lfm2export.generation.defaults import read_defaults
-from lfm2export.generation.text import ChatTokenizer
 from lfm2export.runtime import OnnxModel
+from lfm2export.text.tokenizer import ChatTokenizer
 
 
 class Asked:
@@ -46,7 +46,7 @@ class Asked:
     @cached_property
     def penalty(self) -> float:
         """The repetition penalty that generation_config.json states; every consumer but ours applies it when greedy."""
-        return self.defaults.sampling.repetition_penalty if self.defaults.stated else 1.0
+        return self.defaults.sampling.repetition_penalty
 
     @cached_property
     def batch(self) -> list[Continuation]:

@@ -8,8 +8,8 @@ from typing import Any, Generic
 
 from lfm2export.generation.loop import Generated, Model, S, Stop, generate
 from lfm2export.generation.sampling import Sampler
-from lfm2export.generation.text import ChatTokenizer, StreamDecoder
 from lfm2export.generation.tools import ToolCalls, parse_tool_calls
+from lfm2export.text.tokenizer import ChatTokenizer, StreamDecoder
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ def stream(
     eos_ids: Collection[int] = (),
     skip_special: bool = True,
     state: S | None = None,
+    length: int | None = None,
 ) -> Generated[S]:
     """:func:`generate`, with the answer handed to `on_text` piece by piece; the stop token is not shown."""
     decoder = StreamDecoder(lambda ids: tokenizer.decode(ids, skip_special=skip_special))
@@ -55,6 +56,7 @@ def stream(
         eos_ids=eos_ids,
         on_token=show,
         state=state,
+        length=length,
     )
     rest = decoder.flush()
     if rest:
@@ -72,6 +74,7 @@ class Conversation(Generic[S]):
     Args:
         tools: function objects, as the chat template takes them.
         system: the system message.
+        length: as for :func:`generate`.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Conversation(Generic[S]):
         sampler: Sampler | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         system: str | None = None,
+        length: int | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -91,6 +95,7 @@ class Conversation(Generic[S]):
         self.max_new_tokens = max_new_tokens
         self.sampler = sampler if sampler is not None else Sampler()
         self.tools = tools
+        self.length = length
         self.messages: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
         self._cached: list[int] = []
         self._state: S | None = None
@@ -122,6 +127,7 @@ class Conversation(Generic[S]):
             eos_ids=self.eos_ids,
             skip_special=skip_special,
             state=self._state if reused else None,
+            length=self.length,
         )
         self._state = generated.state
         self._cached = [*tokens, *generated.tokens][: int(generated.state.lengths[0])]

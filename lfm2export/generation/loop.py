@@ -47,6 +47,7 @@ class Stop(StrEnum):
     EOS = "eos"
     LENGTH = "length"
     CONTEXT = "context"
+    DEFAULT_LENGTH = "model_max_length"
     INTERRUPTED = "interrupted"
 
 
@@ -86,6 +87,7 @@ def generate(
     eos_ids: Collection[int] = (),
     on_token: Callable[[int], None] | None = None,
     state: S | None = None,
+    length: int | None = None,
 ) -> Generated[S]:
     """Continue the prompt `tokens` by at most `max_new_tokens`.
 
@@ -94,6 +96,8 @@ def generate(
         eos_ids: tokens that end the answer.
         on_token: called with each token as it is chosen, the stop token too.
         state: a state that already holds the first tokens of the prompt; only the rest is fed.
+        length: tokens of prompt and answer together at which the answer ends; a prompt as long as that is answered up
+            to the context's end.
 
     An interruption (Ctrl-C) ends the loop and returns what there is; it is not raised.
 
@@ -137,6 +141,9 @@ def generate(
                 break
             if len(tokens) + len(answer) > limit:
                 stop = Stop.CONTEXT
+                break
+            if length is not None and len(tokens) + len(answer) == length:
+                stop = Stop.DEFAULT_LENGTH
                 break
             logits, current = model.step(np.array([[token]], np.int64), current)
     except KeyboardInterrupt:

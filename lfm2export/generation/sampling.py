@@ -19,13 +19,20 @@ Scores = NDArray[np.float32]
 Float = TypeVar("Float", np.float32, np.float64)
 
 
-#: Temperatures and penalties beyond these take float32 logits to infinity, or to nothing.
-SMALLEST, LARGEST = 1e-6, 1e6
+#: Least and greatest values. Smaller temperatures and penalties leave the range of float32, where logits live.
+LIMITS = {
+    "temperature": (1e-6, 1e6),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (1e-6, 1e6),
+    "top_k": (0, 2**31 - 1),
+    "top_p": (0.0, 1.0),
+}
 
 
-def _in_range(name: str, value: float | None, low: float, high: float) -> None:
-    if value is not None and not low <= value <= high:
-        raise PromptError(f"{name} is {value}, expected a number from {low:g} to {high:g}")
+def in_range(name: str, value: float) -> bool:
+    """Whether `value` can be that of `name`; NaN is no value, and 0 is a temperature: greedy."""
+    low, high = LIMITS[name]
+    return low <= value <= high or (name == "temperature" and value == 0)
 
 
 @dataclass(frozen=True)
@@ -43,19 +50,11 @@ class Sampling:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
-        if self.temperature != 0 and not SMALLEST <= self.temperature <= LARGEST:
-            raise PromptError(
-                f"temperature is {self.temperature}, expected 0 (greedy) or a number from {SMALLEST:g} to {LARGEST:g}"
-            )
-        _in_range("min_p", self.min_p, 0.0, 1.0)
-        _in_range("top_p", self.top_p, 0.0, 1.0)
-        if not SMALLEST <= self.repetition_penalty <= LARGEST:
-            raise PromptError(
-                f"repetition_penalty is {self.repetition_penalty}, expected a number from {SMALLEST:g} to {LARGEST:g}; "
-                "1.0 is off"
-            )
-        if self.top_k is not None and self.top_k < 0:
-            raise PromptError(f"top_k is {self.top_k}, expected 0 (off) or more")
+        for name, (low, high) in LIMITS.items():
+            value = getattr(self, name)
+            if value is not None and not in_range(name, value):
+                off = {"temperature": "0 (greedy), or ", "repetition_penalty": "1.0 (off), or "}.get(name, "")
+                raise PromptError(f"{name} is {value}, expected {off}a number from {low:g} to {high:g}")
 
     @property
     def greedy(self) -> bool:
@@ -64,8 +63,8 @@ class Sampling:
 
 GREEDY = Sampling()
 
-#: What the model card recommends.
-CARD = Sampling(temperature=0.3, min_p=0.15, repetition_penalty=1.05)
+#: What the model card recommends, with the top_k that transformers adds where it samples.
+CARD = Sampling(temperature=0.3, min_p=0.15, repetition_penalty=1.05, top_k=50)
 
 
 class Sampler:

@@ -8,15 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lfm2export.generation.settings import read_generation
 from lfm2export.package.card import CardFacts, find_license, render_card, source_metadata
 from lfm2export.package.config import artifact_config
 from lfm2export.package.genai import genai_config
-from lfm2export.package.generation import artifact_generation, read_generation
+from lfm2export.package.generation import artifact_generation
 from lfm2export.package.manifest import library_versions, write_manifest
 from lfm2export.package.model_files import Models, Provenance, chunk_counts
-from lfm2export.package.token_ids import read_token_ids
-from lfm2export.package.tokenizer import portable_template, read_chat_templates, write_tokenizer
+from lfm2export.package.tokenizer import portable_template, write_tokenizer
 from lfm2export.spec import ModelSpec
+from lfm2export.text.templates import read_chat_templates
+from lfm2export.text.token_ids import folder_token_ids
 
 #: What an Apache licence asks to be passed on.
 NOTICE = "NOTICE"
@@ -46,7 +48,7 @@ def write_package(
     templates = {name: portable_template(text) for name, text in read_chat_templates(source).items()}
     template = templates.get("default")
     generation = read_generation(source)
-    tokens = read_token_ids(source, config, generation, template)
+    tokens = folder_token_ids(source, config, generation, spec.vocab_size)
     settings = artifact_generation(generation, tokens)
     license_file = find_license(source)
 

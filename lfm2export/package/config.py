@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lfm2export.contract import MODEL_FILES, cache_dtype
-from lfm2export.package.token_ids import TokenIds
 from lfm2export.spec import ModelSpec
+from lfm2export.text.token_ids import TokenIds
 
 #: The dtypes that Transformers.js 4 looks for when it is told none: fp32 everywhere but on wasm, where it is q8.
 TRANSFORMERS_JS_DEFAULTS = ("fp32", "q8")

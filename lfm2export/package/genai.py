@@ -14,8 +14,8 @@ from typing import Any
 
 from lfm2export import contract
 from lfm2export.package.model_files import preferred
-from lfm2export.package.token_ids import TokenIds
 from lfm2export.spec import ModelSpec
+from lfm2export.text.token_ids import TokenIds
 
 #: Tokens that the cache is allocated for unless the caller says otherwise: 100 MB of float32 for a 350M model.
 DEFAULT_MAX_LENGTH = 4096

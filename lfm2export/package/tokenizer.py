@@ -14,12 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lfm2export.errors import TokenizerError
-
-CONFIG = "tokenizer_config.json"
-TEMPLATE = "chat_template.jinja"
-LEGACY_TEMPLATE = "chat_template.json"
-MORE_TEMPLATES = "additional_chat_templates"
+from lfm2export.text.templates import DEFAULT, MORE_TEMPLATES, TEMPLATE, TOKENIZER_CONFIG, read_chat_templates
+from lfm2export.text.tokenizer_file import read_tokenizer_settings
 
 #: Copied as they are, where the source has them.
 COPIED = ("tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
@@ -41,24 +37,6 @@ def portable_template(template: str) -> str:
     return _GENERATION.sub(plain, template)
 
 
-def read_chat_templates(folder: Path) -> dict[str, str]:
-    """The source's chat templates by name, the usual one under "default"; empty for a base model.
-
-    Raises:
-        TokenizerError: a template file or tokenizer_config.json cannot be read.
-    """
-    templates: dict[str, str] = {}
-    if (folder / TEMPLATE).is_file():
-        templates["default"] = _read(folder / TEMPLATE)
-    for path in sorted((folder / MORE_TEMPLATES).glob("*.jinja")):
-        templates[path.stem] = _read(path)
-    if not templates and (folder / CONFIG).is_file():
-        templates = _named(_read_json(folder / CONFIG).get("chat_template"), folder / CONFIG)
-    if not templates and (folder / LEGACY_TEMPLATE).is_file():
-        templates = _named(_read_json(folder / LEGACY_TEMPLATE).get("chat_template"), folder / LEGACY_TEMPLATE)
-    return templates
-
-
 def write_tokenizer(source: Path, folder: Path) -> None:
     """Copy the tokenizer of `source` into `folder`, its chat template embedded and beside it.
 
@@ -68,12 +46,12 @@ def write_tokenizer(source: Path, folder: Path) -> None:
     for name in COPIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-    settings = _read_json(source / CONFIG) if (source / CONFIG).is_file() else {}
+    settings = read_tokenizer_settings(source)
     templates = {name: portable_template(text) for name, text in read_chat_templates(source).items()}
     text = json.dumps(portable_settings(settings, templates), indent=2, ensure_ascii=False)
-    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    (folder / TOKENIZER_CONFIG).write_text(text + "\n", encoding="utf-8")
     for name, template in templates.items():
-        path = folder / TEMPLATE if name == "default" else folder / MORE_TEMPLATES / f"{name}.jinja"
+        path = folder / TEMPLATE if name == DEFAULT else folder / MORE_TEMPLATES / f"{name}.jinja"
         path.parent.mkdir(exist_ok=True)
         path.write_text(template, encoding="utf-8", newline="")
 
@@ -92,42 +70,8 @@ def portable_settings(settings: Mapping[str, Any], templates: Mapping[str, str])
         del kept["extra_special_tokens"]
         if extra:
             kept.setdefault("additional_special_tokens", extra)
-    if list(templates) == ["default"]:
-        kept["chat_template"] = templates["default"]
+    if list(templates) == [DEFAULT]:
+        kept["chat_template"] = templates[DEFAULT]
     elif templates:
         kept["chat_template"] = [{"name": name, "template": text} for name, text in templates.items()]
     return kept
-
-
-def _named(value: Any, path: Path) -> dict[str, str]:
-    if value is None:
-        return {}
-    if isinstance(value, str):
-        return {"default": value}
-    if isinstance(value, dict) and all(isinstance(text, str) for text in value.values()):
-        return dict(value)
-    try:
-        return {str(entry["name"]): str(entry["template"]) for entry in value}
-    except (TypeError, KeyError) as error:
-        raise TokenizerError(
-            f"{path}: chat_template is a {type(value).__name__}, expected a text or a list of name and template; "
-            "restore it from the source"
-        ) from error
-
-
-def _read(path: Path) -> str:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return file.read()
-    except (OSError, ValueError) as error:
-        raise TokenizerError(f"{path} cannot be read ({error}); copy or download it again") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_read(path))
-    except ValueError as error:
-        raise TokenizerError(f"{path} is not valid JSON ({error}); copy or download it again") from error
-    if not isinstance(value, dict):
-        raise TokenizerError(f"{path} holds a JSON {type(value).__name__}, expected an object; restore it")
-    return value

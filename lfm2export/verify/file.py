@@ -14,11 +14,11 @@ import numpy as np
 import onnx
 
 from lfm2export.errors import StepError
-from lfm2export.generation.text import ChatTokenizer
 from lfm2export.progress import Progress
 from lfm2export.reference.available import give_back
 from lfm2export.reference.weights import Override, SourceWeights
 from lfm2export.runtime import OnnxModel
+from lfm2export.text.tokenizer import ChatTokenizer
 from lfm2export.verify import judge, routes, text, variants
 from lfm2export.verify.expected import Expected, ExpectedChunk, ExpectedLong, Own, expect_faint, expect_own
 from lfm2export.verify.faint import faint_copy

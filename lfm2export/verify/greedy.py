@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lfm2export.generation.loop import generate
-from lfm2export.generation.text import ChatTokenizer
 from lfm2export.progress import Progress, silent
 from lfm2export.reference.run import Run
 from lfm2export.runtime import OnnxModel, fastest
 from lfm2export.steps import Logits
+from lfm2export.text.tokenizer import ChatTokenizer
 from lfm2export.verify.expected import Expected
 from lfm2export.verify.figures import Difference, GreedyMeasure
 from lfm2export.verify.prompts import Prompt

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from lfm2export.errors import PromptError, TokenizerError
-from lfm2export.generation.text import ChatTokenizer
 from lfm2export.spec import ModelSpec
+from lfm2export.text.tokenizer import ChatTokenizer
 
 #: (as a conversation?, text): both ways of prompting, several scripts, several lengths.
 PROMPTS = (

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import lfm2export
 from lfm2export.artifact import available_models, find_model
-from lfm2export.errors import ArtifactError, Lfm2ExportError
+from lfm2export.errors import Lfm2ExportError, SourceError
 from lfm2export.generation.defaults import read_defaults
 from lfm2export.progress import Progress, silent
 from lfm2export.reference import Mode, chosen_mode, load_reference, torch_threads
@@ -236,5 +236,5 @@ def _eos_ids(folder: Path) -> frozenset[int]:
     """Tokens that end an answer; none where the folder does not say."""
     try:
         return read_defaults(folder).eos_ids
-    except ArtifactError:
+    except SourceError:
         return frozenset()

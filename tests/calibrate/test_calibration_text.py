@@ -18,9 +18,9 @@ from lfm2export.calibrate.text import (
 )
 from lfm2export.checkpoint import open_checkpoint
 from lfm2export.errors import PromptError
-from lfm2export.generation.text import ChatTokenizer
 from lfm2export.hub import shipped_folder
 from lfm2export.spec import ModelSpec
+from lfm2export.text.tokenizer import ChatTokenizer
 from lfm2export.verify.prompts import read_text
 from tiny import TEXT, write_tiny
 

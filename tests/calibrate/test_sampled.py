@@ -10,10 +10,10 @@ import torch
 
 from lfm2export import measures
 from lfm2export.calibrate.sampled import draw, openings, self_text
-from lfm2export.generation.text import ChatTokenizer
 from lfm2export.hub import shipped_folder
 from lfm2export.reference import load_reference, torch_threads
 from lfm2export.reference.memory import MemoryReference
+from lfm2export.text.tokenizer import ChatTokenizer
 from tiny import write_tiny
 
 

@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 
-from lfm2export.errors import ConfigError
 from lfm2export.package.config import artifact_config, transformers_js_config
 from lfm2export.package.genai import genai_config
-from lfm2export.package.generation import artifact_generation, read_generation
-from lfm2export.package.token_ids import TokenIds, read_token_ids
+from lfm2export.package.generation import artifact_generation
 from lfm2export.spec import parse_spec
 from lfm2export.synth import family_config
-from tiny import tiny_config, write_companions
+from lfm2export.text.token_ids import TokenIds
+from tiny import tiny_config
 
 TOKENS = TokenIds(bos=1, pad=0, eos=(7,))
 CHUNKS = {"model.onnx": 2, "model_q4.onnx": 1}
@@ -107,33 +106,13 @@ def test_transformers_js_is_told_a_dtype_only_where_its_own_is_missing(files: li
     assert transformers_js_config(dict.fromkeys(files, 1)).get("dtype") == dtype
 
 
-def ids(folder: Path, template: str | None = "<|im_end|>", **config: Any) -> TokenIds:
-    return read_token_ids(folder, config, read_generation(folder), template)
-
-
-def test_token_ids(tmp_path: Path) -> None:
-    write_companions(tmp_path)
-    assert ids(tmp_path) == TOKENS  # generation_config.json
-    (tmp_path / "generation_config.json").unlink()
-    assert ids(tmp_path) == TokenIds(1, 0, (7,))  # tokenizer_config.json and tokenizer.json
-    assert ids(tmp_path, eos_token_id=2).eos == (7, 2), "a chat model stops at the end of a turn as well"
-    assert ids(tmp_path, eos_token_id=[2, 7]).eos == (7, 2)
-    assert ids(tmp_path, template=None, eos_token_id=2).eos == (2,), "a base model stops where its config says"
-    with pytest.raises(ConfigError, match="eos_token_id is 'end'"):
-        ids(tmp_path, eos_token_id="end")
-    (tmp_path / "tokenizer_config.json").unlink()
-    with pytest.raises(ConfigError, match="no file names an eos_token_id"):
-        ids(tmp_path, template=None)
-
-
-def test_generation_config_keeps_sampling_and_invents_none(tmp_path: Path) -> None:
+def test_generation_config_keeps_sampling_and_invents_none() -> None:
     source = {"do_sample": True, "temperature": 0.3, "min_p": 0.15, "repetition_penalty": 1.05, "eos_token_id": 7}
     assert artifact_generation(source, TOKENS) == source | {"bos_token_id": 1, "pad_token_id": 0}
     assert artifact_generation(None, TOKENS) == {"bos_token_id": 1, "eos_token_id": 7, "pad_token_id": 0}
     assert artifact_generation(None, TokenIds(None, None, (7, 2))) == {"eos_token_id": [7, 2]}
-    (tmp_path / "generation_config.json").write_text("[]")
-    with pytest.raises(ConfigError, match="holds a JSON list"):
-        read_generation(tmp_path)
+    numbers = artifact_generation({"temperature": 1, "repetition_penalty": 2, "top_k": 5}, TOKENS)
+    assert [type(numbers[name]) for name in ("temperature", "repetition_penalty", "top_k")] == [float, float, int]
 
 
 def test_genai_config() -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from lfm2export.errors import TokenizerError
-from lfm2export.package.tokenizer import portable_settings, portable_template, read_chat_templates, write_tokenizer
+from lfm2export.package.tokenizer import portable_settings, portable_template, write_tokenizer
+from lfm2export.text.templates import read_chat_templates
 from tiny import CHAT_TEMPLATE, write_companions
 
 MESSAGES = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}]
@@ -69,7 +70,7 @@ def test_where_templates_come_from(tmp_path: Path) -> None:
     assert read_chat_templates(tmp_path / "out") == {"default": "one", "tool_use": "two"}
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["chat_template"] == named
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": 5}')
-    with pytest.raises(TokenizerError, match="chat_template is a int"):
+    with pytest.raises(TokenizerError, match="chat_template is a number"):
         read_chat_templates(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(TokenizerError, match="not valid JSON"):
