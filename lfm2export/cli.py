@@ -100,7 +100,11 @@ def build(source: str | None, dtypes: tuple[str, ...], output: Path | None, **op
 
 @main.command()
 @click.argument("folder", type=FOLDER)
-@click.option("--reference", metavar="SOURCE", help="The checkpoint: a folder or hub id; default as build.json says.")
+@click.option(
+    "--reference",
+    metavar="SOURCE",
+    help="The checkpoint: a folder or hub id; default what build.json names, if it is here.",
+)
 @click.option("--dtype", "dtypes", type=click.Choice(DTYPES), multiple=True, help="Repeatable; default all.")
 @click.option("--prompts", type=FILE, help="Prompts, one a line; default the built-in ones.")
 @click.option("--steps", type=click.IntRange(min=1), default=16, show_default=True, help="Tokens after each prompt.")

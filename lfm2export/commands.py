@@ -127,12 +127,15 @@ def run_verify(
 ) -> bool:
     """Verify, write the report, and say the verdict of every file; whether all passed."""
     from lfm2export.report import write_report
+    from lfm2export.report.facts import reference_line
     from lfm2export.verify.run import verify_artifact
 
     texts = _lines(prompts) if prompts is not None else None
     with progress_on_stderr(quiet) as progress:
         found = verify_artifact(folder, dtypes=tuple(dtypes) or None, prompts=texts, progress=progress, **options)
     write_report(folder, found, junit_file=junit)
+    if not options.get("just_built"):
+        click.echo(reference_line(found))
     for file in found.files:
         say(f"{file.dtype:<6} {file.verdict.value}  {file.file}  ({file.seconds:.1f} s)")
         for failure in file.failures[:5]:

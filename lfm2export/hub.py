@@ -76,7 +76,7 @@ def resolve_source(
     if source is None:
         _no_revision(revision, "the shipped model")
         return ResolvedSource(shipped_folder(), SHIPPED_NAME, "shipped")
-    path = _local(source)
+    path = local_folder(source)
     if path is not None:
         _no_revision(revision, f"the folder {named(source)}")
         return ResolvedSource(path, path.resolve().name, "folder")
@@ -123,8 +123,12 @@ def is_wanted(name: object) -> bool:
     return file.endswith(SUFFIXES) or file == "README.md"
 
 
-def _local(source: str) -> Path | None:
-    """The folder that `source` names, or None where it is not spelled as a path and nothing of that name is there."""
+def local_folder(source: str) -> Path | None:
+    """The folder that `source` names, or None where it is not spelled as a path and nothing of that name is there.
+
+    Raises:
+        SourceError: it is spelled as a path, or something of that name is there, but it is no folder.
+    """
     expected = "expected the folder of a checkpoint, or a hub id such as owner/name"
     try:
         path = Path(source).expanduser()

@@ -49,6 +49,10 @@ def headline(result: Verification) -> str:
     return f"Parity passed: {files}"
 
 
+#: How the reference was found, in words.
+ORIGINS = {"given": "as given", "cache": "in the hub's cache, as build.json names it", "shipped": "shipped"}
+
+
 def reference_line(result: Verification) -> str:
     """What the files were compared with."""
     known = {True: ", the files that build.json names", False: ", NOT the files that build.json names"}
@@ -56,8 +60,9 @@ def reference_line(result: Verification) -> str:
     quick = "quick check, " if result.quick else ""
     prompts = words.plural(len(result.prompts), "prompt")
     steps = words.plural(result.steps, "teacher-forced step")
+    origin = ORIGINS.get(result.reference.origin, result.reference.origin)
     return (
-        f"Compared with PyTorch on {result.reference.name}{matches}: {quick}{prompts} of {steps}, "
+        f"Compared with PyTorch on {result.reference.name} ({origin}){matches}: {quick}{prompts} of {steps}, "
         f"{words.seconds(result.seconds)}."
     )
 

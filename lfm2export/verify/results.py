@@ -98,8 +98,8 @@ class PromptFacts:
 class ReferenceFacts:
     """What the files were compared with. mode: "memory" or "stream". files: sha256 by name, where build.json has them.
 
-    origin: how it was found: "given", "build.json", or "shipped". matches: whether the folder's files are those that
-    build.json was made from; None without build.json.
+    origin: how it was found: "given", "cache" (build.json names it, the hub's cache has it), or "shipped".
+    matches: whether the folder's files are those that build.json was made from; None without build.json.
     """
 
     name: str

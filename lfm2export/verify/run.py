@@ -89,7 +89,7 @@ def verify_artifact(
     """Prove the model files in `folder`, or fail them. A failed check is a result, not an exception.
 
     Args:
-        reference: the checkpoint, a folder or hub id; None takes what build.json names.
+        reference: the checkpoint, a folder or hub id; None takes what build.json names, if it is here already.
         dtypes: which files; None takes all that are there.
         prompts: texts to start from; None takes the built-in ones.
         steps: tokens fed one by one after each prompt.

@@ -1,4 +1,7 @@
-"""The checkpoint that an artifact is compared with: given, named by build.json, or the shipped model."""
+"""The checkpoint that an artifact is compared with: given, named by build.json and here already, or the shipped model.
+
+build.json is a stranger's: what it names is never fetched. `--reference` is the caller's own word, and may be.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,19 @@ from typing import Any
 
 from lfm2export.checkpoint import Checkpoint, open_checkpoint
 from lfm2export.errors import ArtifactError
-from lfm2export.hub import SHIPPED_NAME, resolve_source
+from lfm2export.hub import COMMIT, SHIPPED_NAME, ResolvedSource, cached_source, is_hub_id, local_folder, resolve_source
 from lfm2export.package.manifest import read_manifest
 from lfm2export.progress import Progress, silent
 from lfm2export.spec import ModelSpec, parse_spec, read_config
+from lfm2export.untrusted.paths import shown
 
 
 @dataclass(frozen=True)
 class Source:
-    """matches: whether its weights are those that build.json was made from, by sha256; None where it does not say."""
+    """origin: "given", "cache" (what build.json names, from the hub's cache) or "shipped".
+
+    matches: whether its weights are those that build.json was made from, by sha256; None where it does not say.
+    """
 
     checkpoint: Checkpoint
     name: str
@@ -31,32 +38,23 @@ def find_source(
     """The checkpoint of the artifact in `folder`.
 
     Args:
-        reference: a folder or hub id; None asks build.json.
+        reference: a folder or hub id, which is downloaded if need be, at build.json's commit where it is that id; None
+            asks build.json, and downloads nothing.
         just_built: the folder was made from `reference` a moment ago, and its files need not be hashed again.
 
     Raises:
         ArtifactError: there is nothing to compare with, or the checkpoint has another architecture than the artifact.
         SourceError and its kinds: the checkpoint cannot be used.
     """
-    manifest = read_manifest(folder)
-    stated: Mapping[str, Any] = manifest["source"] if manifest is not None else {}
+    stated = _stated(folder)
     if reference is not None:
-        found, origin = resolve_source(str(reference), None, progress), "given"
-    elif not stated:
-        raise ArtifactError(f"{folder} has no build.json to say what it was made from; name the model with --reference")
-    elif stated.get("repo_id"):
-        found, origin = resolve_source(stated["repo_id"], stated["revision"], progress), "build.json"
-    elif stated.get("name") == SHIPPED_NAME:
-        found, origin = resolve_source(None, None, progress), "shipped"
+        found, origin = _given(str(reference), stated, progress), "given"
     else:
-        raise ArtifactError(
-            f"{folder} was made from a folder called {stated.get('name')}, whose place build.json does not say; "
-            "name it with --reference"
-        )
+        found, origin = _named(folder, stated)
     checkpoint = open_checkpoint(found.folder)
     _check_same_architecture(folder, checkpoint.spec)
-    files = stated.get("files")
-    matches = just_built or dict(files) == checkpoint.hash_files(progress) if files else None
+    files = (stated or {}).get("files")
+    matches = just_built or files == checkpoint.hash_files(progress) if files else None
     if matches is False and origin == "shipped":
         raise ArtifactError(
             f"{folder} was made from another {SHIPPED_NAME} than this package ships; build it again, or name the "
@@ -65,11 +63,61 @@ def find_source(
     return Source(checkpoint, found.name, origin, matches)
 
 
+def _stated(folder: Path) -> Mapping[str, Any] | None:
+    """What build.json says of the source; None without build.json."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return None
+    stated = manifest.get("source")
+    if not isinstance(stated, dict):
+        raise ArtifactError(
+            f"{folder}/build.json has {shown(stated)} as source, expected an object; build the artifact again"
+        )
+    return stated
+
+
+def _given(reference: str, stated: Mapping[str, Any] | None, progress: Progress) -> ResolvedSource:
+    """The caller's own choice; where build.json names the same repository, the commit that it was made from."""
+    commit = (stated or {}).get("revision")
+    same = stated is not None and stated.get("repo_id") == reference and _is_commit(commit)
+    return resolve_source(reference, commit if same and local_folder(reference) is None else None, progress)
+
+
+def _named(folder: Path, stated: Mapping[str, Any] | None) -> tuple[ResolvedSource, str]:
+    """What build.json names, if it is on this machine, and its origin."""
+    if stated is None:
+        raise ArtifactError(f"{folder} has no build.json to say what it was made from; name the model with --reference")
+    repo_id, commit, name = (stated.get(key) for key in ("repo_id", "revision", "name"))
+    if repo_id is not None:
+        if not is_hub_id(repo_id) or not _is_commit(commit):
+            raise ArtifactError(
+                f"{folder}/build.json names the model {shown(repo_id)} at {shown(commit)}, expected a hub id and a "
+                "commit of 40 digits; name the model with --reference"
+            )
+        found = cached_source(repo_id, commit)
+        if found is None:
+            raise ArtifactError(
+                f"{folder} was made from {repo_id} at commit {commit}, which is not in the hub's cache, and a folder's "
+                f"own word downloads nothing; if you trust that model: verify {folder} --reference {repo_id}"
+            )
+        return found, "cache"
+    if name == SHIPPED_NAME:
+        return resolve_source(), "shipped"
+    raise ArtifactError(
+        f"{folder} was made from a folder called {shown(name)}, whose place build.json does not say; name it with "
+        "--reference"
+    )
+
+
+def _is_commit(value: object) -> bool:
+    return isinstance(value, str) and COMMIT.fullmatch(value) is not None
+
+
 def _check_same_architecture(folder: Path, spec: ModelSpec) -> None:
     own = parse_spec(read_config(folder))
     for name, value in own.__dict__.items():
         if value != spec.__dict__[name]:
             raise ArtifactError(
-                f"{folder}: config.json has {name} {value!r}, the reference has {spec.__dict__[name]!r}; "
+                f"{folder}: config.json has {name} {shown(value)}, the reference has {shown(spec.__dict__[name])}; "
                 "give the model that this artifact was made from"
             )

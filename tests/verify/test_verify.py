@@ -212,5 +212,5 @@ def test_what_cannot_be_measured_is_refused(
 
 
 def test_without_a_reference_the_folder_name_is_said(spoilable: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"made from a folder called source, .* --reference"):
+    with pytest.raises(ArtifactError, match=r"made from a folder called 'source', .* --reference"):
         verify_artifact(spoilable)

@@ -1,0 +1,152 @@
+"""What an artifact is compared with: the caller's word, or what build.json names and this machine has. Never a download
+that a stranger's folder asks for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lfm2export import hub
+from lfm2export.errors import ArtifactError, SourceError
+from lfm2export.hub import ResolvedSource
+from lfm2export.verify import source as module
+from lfm2export.verify.source import find_source
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+ID = "someone/tiny"
+
+
+@pytest.fixture
+def artifact(spoilable: Path, tmp_path: Path) -> Callable[..., Path]:
+    """The small files of an artifact, with another source in build.json."""
+
+    def make(**stated: Any) -> Path:
+        folder = tmp_path / "artifact"
+        folder.mkdir()
+        shutil.copy(spoilable / "config.json", folder)
+        manifest = json.loads((spoilable / "build.json").read_text())
+        manifest["source"] |= stated
+        (folder / "build.json").write_text(json.dumps(manifest))
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def asked(tiny_source: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
+    """What was asked of the hub; it has the tiny checkpoint under any id."""
+    calls: list[tuple[str, str | None]] = []
+
+    def download(repo_id: str, revision: str | None, progress: Any) -> tuple[Path, str]:
+        calls.append((repo_id, revision))
+        return tiny_source, revision or COMMIT
+
+    monkeypatch.setattr(hub, "_download", download)
+    return calls
+
+
+@pytest.fixture
+def cached(tiny_source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny checkpoint is in the cache, at one commit."""
+    there = {(ID, COMMIT): ResolvedSource(tiny_source, "tiny", "hub", ID, COMMIT)}
+    monkeypatch.setattr(module, "cached_source", lambda repo_id, commit: there.get((repo_id, commit)))
+
+
+def refusal(folder: Path, reference: str | None = None) -> str:
+    with pytest.raises(ArtifactError) as caught:
+        find_source(folder, reference)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_copy_in_the_cache_is_used_at_that_very_commit(
+    artifact: Callable[..., Path], asked: list[tuple[str, str | None]], cached: None
+) -> None:
+    found = find_source(artifact(repo_id=ID, revision=COMMIT), None)
+    assert (found.name, found.origin, found.matches) == ("tiny", "cache", True)
+    assert asked == []
+
+
+def test_what_is_not_here_is_named_and_not_fetched(
+    artifact: Callable[..., Path], asked: list[tuple[str, str | None]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    folder = artifact(repo_id=ID, revision=COMMIT)
+    assert refusal(folder) == (
+        f"{folder} was made from {ID} at commit {COMMIT}, which is not in the hub's cache, and a folder's own word "
+        f"downloads nothing; if you trust that model: verify {folder} --reference {ID}"
+    )
+    assert asked == []
+
+
+def test_the_callers_word_takes_the_commit_of_build_json(
+    artifact: Callable[..., Path], asked: list[tuple[str, str | None]]
+) -> None:
+    folder = artifact(repo_id=ID, revision=COMMIT)
+    assert find_source(folder, ID).origin == "given"
+    assert find_source(folder, "someone/else").origin == "given"
+    assert asked == [(ID, COMMIT), ("someone/else", None)]
+
+
+@pytest.mark.parametrize("revision", ["main", "../../x", None, 7, COMMIT.upper(), COMMIT + "\n"])
+def test_a_revision_that_is_no_commit_counts_for_nothing(
+    artifact: Callable[..., Path], asked: list[tuple[str, str | None]], cached: None, revision: object
+) -> None:
+    folder = artifact(repo_id=ID, revision=revision)
+    assert "expected a hub id and a commit of 40 digits" in refusal(folder)
+    find_source(folder, ID)
+    assert asked == [(ID, None)]
+
+
+@pytest.mark.parametrize("repo_id", ["../x", "/etc", "a/b/c", "a\nb/c", "https://x.y/z", "", 7, ["a/b"], {"a": "b"}])
+def test_an_id_that_is_none(
+    artifact: Callable[..., Path], asked: list[tuple[str, str | None]], repo_id: object
+) -> None:
+    assert "expected a hub id and a commit" in refusal(artifact(repo_id=repo_id, revision=COMMIT))
+    assert asked == []
+
+
+def test_a_folder_that_is_called_like_the_id_is_a_folder(
+    artifact: Callable[..., Path],
+    asked: list[tuple[str, str | None]],
+    tiny_source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = artifact(repo_id=ID, revision=COMMIT)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_source, tmp_path / "someone" / "tiny")
+    assert find_source(folder, ID).checkpoint.folder == Path(ID)
+    assert asked == []
+
+
+def test_names_of_a_strangers_choice(artifact: Callable[..., Path]) -> None:
+    message = refusal(artifact(name="/etc/\n# heading"))
+    assert "made from a folder called '/etc/\\n# heading', whose place build.json does not say" in message
+
+
+@pytest.mark.parametrize("source", [None, [], "x"])
+def test_a_source_that_is_no_object(artifact: Callable[..., Path], source: object) -> None:
+    folder = artifact()
+    manifest = json.loads((folder / "build.json").read_text())
+    manifest["source"] = source
+    (folder / "build.json").write_text(json.dumps(manifest))
+    assert "as source, expected an object" in refusal(folder)
+
+
+@pytest.mark.parametrize("files", [["a"], "x", {"model.safetensors": 7}, {"../x": "y"}])
+def test_files_that_are_no_hashes_do_not_match(artifact: Callable[..., Path], tiny_source: Path, files: object) -> None:
+    assert find_source(artifact(files=files), tiny_source).matches is False
+
+
+def test_no_such_reference(artifact: Callable[..., Path]) -> None:
+    with pytest.raises(SourceError, match="does not exist"):
+        find_source(artifact(), "./nowhere")
