@@ -16,6 +16,8 @@ from lfm2export.errors import Lfm2ExportError
 
 #: The longest name that common file systems hold, in bytes; a name that passes is ASCII.
 MAX_NAME = 255
+#: The longest path below a folder: file systems end at some thousands, with the folder's own.
+MAX_PATH = 1024
 
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.+-]*", re.ASCII)
@@ -39,7 +41,7 @@ def checked_label(name: object, what: str, error: type[Lfm2ExportError]) -> str:
 
 def is_plain_path(name: object) -> bool:
     """Whether `name` is a relative path of plain names ("a.bin", "b/c-1.json") that cannot leave its folder."""
-    if not isinstance(name, str):
+    if not isinstance(name, str) or len(name) > MAX_PATH:
         return False
     return all(
         _PART.fullmatch(part) and len(part) <= MAX_NAME and not part.endswith(".") and not _DEVICE.fullmatch(part)
@@ -73,7 +75,7 @@ def find_file(folder: Path, name: str, error: type[Lfm2ExportError]) -> Path | N
         if path.is_file():
             return checked_link(path, folder, error)
         if path.is_symlink() or path.exists():
-            kind = "a folder" if path.is_dir() else "a link to nothing" if path.is_symlink() else "no regular file"
+            kind = "a folder" if path.is_dir() else "no regular file" if path.exists() else "a link to nothing"
             raise error(f"{path} is {kind}, expected a file; copy or download it again")
     except OSError as problem:
         raise error(f"{path} cannot be read: {problem.strerror}; check that it may be read") from problem
@@ -89,7 +91,8 @@ def checked_link(path: Path, folder: Path, error: type[Lfm2ExportError]) -> Path
     try:
         root, target = folder.resolve(), path.resolve()
     except (OSError, RuntimeError, ValueError) as problem:  # a circle of links, a name too long, a zero byte
-        raise error(f"{path} cannot be followed ({problem}); copy or download it again") from problem
+        reason = getattr(problem, "strerror", None) or shown(str(problem), 200)
+        raise error(f"{path} cannot be followed ({reason}); copy or download it again") from problem
     if target.is_relative_to(root) or _in_blobs(target, root):
         return path
     raise error(
