@@ -6,10 +6,11 @@ import gc
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from lfm2export.errors import GraphError, Lfm2ExportError
 from lfm2export.progress import Progress, silent
 from lfm2export.recipes import RECIPES, Calibration, Chosen, Options, body_format, formats, table_format
 from lfm2export.spec import ModelSpec
+from lfm2export.untrusted.escape import one_line
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -78,9 +80,10 @@ def build(
         PromptError: there is no text to calibrate on.
         Lfm2ExportError: a target that no choice of formats meets.
     """
-    from lfm2export.checkpoint import check_tokenizer, open_checkpoint
+    from lfm2export.checkpoint import open_checkpoint
     from lfm2export.hub import resolve_source
-    from lfm2export.package import Provenance, write_package
+    from lfm2export.package import Provenance, read_inputs, write_package
+    from lfm2export.space import check_space, check_target_size
     from lfm2export.staging import check_output, staged_output
 
     started = time.monotonic()
@@ -92,20 +95,28 @@ def build(
         check_output(out, force=force)
     found = resolve_source(source, revision, progress)
     checkpoint = open_checkpoint(found.folder)
-    check_tokenizer(found.folder, checkpoint.spec.vocab_size)
     spec = checkpoint.spec
+    inputs = read_inputs(found.folder, checkpoint.config, spec)
     out = out if out is not None else Path.cwd() / f"{found.name}-ONNX"
+    check_output(out, force=force, source=found.folder)
+    check_space(out, spec, dtypes, options)
+    check_target_size(spec, dtypes, options)
+    read_text = _text(checkpoint, options)  # the last that can be known: from here on the machine works
     with staged_output(out, force=force, source=found.folder) as folder, ThreadPoolExecutor(1) as background:
         hashes = background.submit(checkpoint.hash_files)  # reads the files while the graph is traced
-        text = _text(checkpoint, options, progress)
         progress("trace", 0, None, "graph")
         from lfm2export.ahead import quantized_ahead
         from lfm2export.writer import write_model  # torch takes seconds to import: not before the input is known good
 
-        settled = dtypes if text is None else [dtype for dtype in dtypes if not _is_mixed(dtype)]
+        settled = dtypes if read_text is None else [dtype for dtype in dtypes if not _is_mixed(dtype)]
         weights = _weights(checkpoint, dtypes if options.calibration is None else settled, options)
         with quantized_ahead(weights, spec, settled, options, folder / AHEAD_FOLDER, threads - 1) as ahead:
             fused = fused_graph(spec, options.logits)
+        if options.target is not None:
+            from lfm2export.sensitivity.target import check_target
+
+            check_target(spec, options, partial(_largest, fused, spec, dtypes, options))
+        text = read_text(progress) if read_text is not None else None
         (folder / MODELS_FOLDER).mkdir()
         scratch = folder / SCRATCH_FOLDER
         selection = _selected(checkpoint, weights, text, fused, dtypes, options, scratch, threads, progress)
@@ -120,7 +131,7 @@ def build(
         for used in (SCRATCH_FOLDER, AHEAD_FOLDER):
             shutil.rmtree(folder / used, ignore_errors=True)
         provenance = Provenance(
-            name=found.name,
+            name=one_line(found.name),
             repo_id=found.repo_id,
             revision=found.revision,
             source_files=hashes.result(),
@@ -129,7 +140,7 @@ def build(
             options={"logits": options.logits},
             formats=selection.described() if selection is not None else None,
         )
-        write_package(folder, found.folder, checkpoint.config, spec, models, provenance)
+        write_package(folder, inputs, spec, models, provenance)
     return BuildReport(out, found, spec, models, time.monotonic() - started, calibrated, selection)
 
 
@@ -171,8 +182,9 @@ def _weights(checkpoint: Checkpoint, dtypes: Sequence[str], options: Options) ->
     return Weighted(checkpoint, first_layer_importance(checkpoint, checkpoint.spec))
 
 
-def _text(checkpoint: Checkpoint, options: Options, progress: Progress) -> CalibrationText | None:
-    """What matrices are calibrated, and their formats compared, on; None where neither is asked for."""
+def _text(checkpoint: Checkpoint, options: Options) -> Callable[[Progress], CalibrationText] | None:
+    """What gives the text that matrices are calibrated, and their formats compared, on; None where neither is asked
+    for."""
     wanted = options.calibration
     if options.target is not None and wanted is None:
         from lfm2export.sensitivity import text_tokens
@@ -180,9 +192,17 @@ def _text(checkpoint: Checkpoint, options: Options, progress: Progress) -> Calib
         wanted = Calibration(options.target.text, text_tokens(checkpoint.spec.num_parameters))
     if wanted is None:
         return None
-    from lfm2export.calibrate.source import calibration_text
+    from lfm2export.calibrate.source import open_text
 
-    return calibration_text(checkpoint, wanted, progress)
+    return open_text(checkpoint, wanted)
+
+
+def _largest(fused: ir.Model, spec: ModelSpec, dtypes: Sequence[str], options: Options, chosen: Chosen) -> int:
+    """Bytes of the largest 4-bit file, data included, whose matrices have the formats `chosen`."""
+    from lfm2export.writer import file_bytes
+
+    graphs = {dtype: dtype_graph(fused, spec, dtype, options, chosen) for dtype in dtypes if _is_mixed(dtype)}
+    return max(file_bytes(graph, contract.MODEL_FILES[dtype]) for dtype, graph in graphs.items())
 
 
 def _selected(
@@ -200,12 +220,8 @@ def _selected(
     if text is None or options.target is None:
         return None
     from lfm2export.sensitivity.target import select_formats
-    from lfm2export.writer import file_bytes
 
-    def largest(chosen: Chosen) -> int:
-        graphs = {d: dtype_graph(fused, checkpoint.spec, d, options, chosen) for d in dtypes if _is_mixed(d)}
-        return max(file_bytes(graph, contract.MODEL_FILES[dtype]) for dtype, graph in graphs.items())
-
+    largest = partial(_largest, fused, checkpoint.spec, dtypes, options)
     folder.mkdir()
     found = select_formats(checkpoint, source, text, options, folder, largest, threads=threads, progress=progress)
     shutil.rmtree(folder)

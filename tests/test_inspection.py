@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 from lfm2export.errors import ArtifactError, SourceError
 from lfm2export.inspection import MAX_PROBLEMS, ModelInspection, inspect_artifact
-from lfm2export.package import Provenance, write_package
+from lfm2export.package import Provenance, read_inputs, write_package
 from lfm2export.package.graph import role_of
 from lfm2export.spec import parse_spec
 from skeleton import write_skeleton
@@ -33,7 +33,9 @@ def out(tmp_path: Path) -> Path:
         "fp32": write_skeleton(out, SPEC, "fp32", logits="all"),
         "q4f16": write_skeleton(out, SPEC, "q4f16", chunks=2),
     }
-    write_package(out, source, tiny_config(), SPEC, models, Provenance("tiny", None, None, {}, 40, {}))
+    write_package(
+        out, read_inputs(source, tiny_config(), SPEC), SPEC, models, Provenance("tiny", None, None, {}, 40, {})
+    )
     return out
 
 

@@ -23,7 +23,7 @@ from benchmarks.quality.methods import BASELINE
 from benchmarks.quality.results import Figures, ratio_of_means
 from benchmarks.quality.variant_weights import NORMS, PRODUCTS, Variant, make
 from lfm2export.calibrate.activations import Sequences
-from lfm2export.calibrate.source import calibration_text
+from lfm2export.calibrate.source import open_text
 from lfm2export.checkpoint import Checkpoint, open_checkpoint
 from lfm2export.console import progress_on_stderr
 from lfm2export.errors import Lfm2ExportError
@@ -96,7 +96,7 @@ def measure(
     """The baseline, then each variant, on the same chunks."""
     checkpoint, tokenizer = open_checkpoint(source), open_tokenizer(source)
     assert tokenizer is not None
-    sequences = Sequences.split(calibration_text(checkpoint, Calibration(tokens=tokens)).sequences)
+    sequences = Sequences.split(open_text(checkpoint, Calibration(tokens=tokens))(silent).sequences)
     with torch_threads(threads):
         expected = expect_text(load_reference(source), make_text(tokenizer, checkpoint.spec, None, chunks), progress)
 

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from lfm2export.calibrate.sampled import self_text
+from lfm2export.calibrate.sampled import openings, self_text
 from lfm2export.calibrate.text import CalibrationText, file_text, shipped_text
 from lfm2export.checkpoint import Checkpoint
-from lfm2export.progress import Progress, silent
+from lfm2export.progress import Progress
 from lfm2export.recipes import Calibration
 from lfm2export.reference import load_reference
 from lfm2export.text.tokenizer import ChatTokenizer
 
 
-def calibration_text(checkpoint: Checkpoint, calibration: Calibration, progress: Progress = silent) -> CalibrationText:
-    """The sequences that `calibration` asks for, in the tokens of `checkpoint`.
+def open_text(checkpoint: Checkpoint, calibration: Calibration) -> Callable[[Progress], CalibrationText]:
+    """What gives the sequences that `calibration` asks for, in the tokens of `checkpoint`. All that can fail before the
+    model is run fails here; a text is read here, and what the model itself says is sampled by the call.
 
     Raises:
-        PromptError: the file cannot be used, or the tokenizer does not belong to the model.
+        PromptError: the file cannot be used, the tokenizer does not belong to the model, or, for text of the model's
+            own, puts no token before a text.
         TokenizerError: there is no tokenizer that can be read.
     """
     tokenizer = ChatTokenizer(checkpoint.folder)
-    if calibration.text is None:
-        return shipped_text(tokenizer, checkpoint.spec, calibration.tokens)
     if calibration.text == "self":
-        return self_text(load_reference(checkpoint.folder), tokenizer, calibration.tokens, progress=progress)
-    return file_text(Path(calibration.text), tokenizer, checkpoint.spec, calibration.tokens)
+        openings(tokenizer)
+        return lambda progress: self_text(
+            load_reference(checkpoint.folder), tokenizer, calibration.tokens, progress=progress
+        )
+    if calibration.text is None:
+        text = shipped_text(tokenizer, checkpoint.spec, calibration.tokens)
+    else:
+        text = file_text(Path(calibration.text), tokenizer, checkpoint.spec, calibration.tokens)
+    return lambda progress: text

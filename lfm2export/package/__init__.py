@@ -2,73 +2,50 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lfm2export.generation.settings import read_generation
-from lfm2export.package.card import CardFacts, find_license, render_card, source_metadata
+from lfm2export.package.card import CardFacts, render_card
 from lfm2export.package.config import artifact_config
 from lfm2export.package.genai import genai_config
-from lfm2export.package.generation import artifact_generation
+from lfm2export.package.inputs import PackageInputs, read_inputs
 from lfm2export.package.manifest import library_versions, write_manifest
 from lfm2export.package.model_files import Models, Provenance, chunk_counts
-from lfm2export.package.tokenizer import portable_template, write_tokenizer
+from lfm2export.package.plain import json_bytes
 from lfm2export.spec import ModelSpec
-from lfm2export.text.templates import read_chat_templates
-from lfm2export.text.token_ids import folder_token_ids
 
-#: What an Apache licence asks to be passed on.
-NOTICE = "NOTICE"
-
-__all__ = ["Models", "Provenance", "write_package"]
+__all__ = ["Models", "PackageInputs", "Provenance", "read_inputs", "write_package"]
 
 
-def write_package(
-    folder: Path,
-    source: Path,
-    config: Mapping[str, Any],
-    spec: ModelSpec,
-    models: Models,
-    provenance: Provenance,
-) -> None:
-    """Complete the artifact in `folder`, whose onnx/ already holds `models`.
+def write_package(folder: Path, inputs: PackageInputs, spec: ModelSpec, models: Models, provenance: Provenance) -> None:
+    """Complete the artifact in `folder`, whose onnx/ already holds `models`. Nothing but `folder` is read.
 
     Args:
         models: by dtype, as `writer.write_model` returned them.
-        source: the checkpoint's folder: tokenizer, templates, licence and card are read from it.
-        config: its config.json.
 
     Raises:
-        SourceError: a file of the source is damaged, or none says which token ends a text.
         OSError: the folder cannot be written (`staging` translates it).
     """
-    templates = {name: portable_template(text) for name, text in read_chat_templates(source).items()}
-    template = templates.get("default")
-    generation = read_generation(source)
-    tokens = folder_token_ids(source, config, generation, spec.vocab_size)
-    settings = artifact_generation(generation, tokens)
-    license_file = find_license(source)
-
-    _write_json(folder / "config.json", artifact_config(config, spec, tokens, chunk_counts(models)))
-    _write_json(folder / "generation_config.json", settings)
-    write_tokenizer(source, folder)
-    _write_json(folder / "genai_config.json", genai_config(spec, tokens, settings, models))
-    if license_file is not None:
-        shutil.copyfile(license_file, folder / "LICENSE")
-    if (source / NOTICE).is_file():
-        shutil.copyfile(source / NOTICE, folder / NOTICE)
+    _write_json(folder / "config.json", artifact_config(inputs.config, spec, inputs.tokens, chunk_counts(models)))
+    _write_json(folder / "generation_config.json", inputs.generation)
+    _write_json(folder / "tokenizer_config.json", inputs.tokenizer_settings)
+    search = genai_config(spec, inputs.tokens, inputs.generation, models, inputs.default_length)
+    _write_json(folder / "genai_config.json", search)
+    for name, content in inputs.files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
     facts = CardFacts(
-        chat=template is not None,
-        tools=any("tools" in text for text in templates.values()),
-        license_file=license_file is not None,
-        source_metadata=source_metadata(source),
+        chat="default" in inputs.templates,
+        tools=any("tools" in text for text in inputs.templates.values()),
+        license_file=inputs.has_license,
+        source=inputs.card,
         versions=_versions(),
+        generation=inputs.generation,
+        default_length=inputs.default_length,
     )
-    (folder / "README.md").write_text(render_card(spec, models, provenance, facts), encoding="utf-8")
-    write_manifest(folder, provenance, spec, models)
+    (folder / "README.md").write_text(render_card(spec, models, provenance, facts), encoding="utf-8", newline="\n")
+    write_manifest(folder, provenance, spec, models, inputs.dropped)
 
 
 def _versions() -> dict[str, str]:
@@ -78,4 +55,4 @@ def _versions() -> dict[str, str]:
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_bytes(json_bytes(value))

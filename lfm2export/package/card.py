@@ -5,26 +5,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from lfm2export.contract import HALF_DTYPES, MODEL_FILES
 from lfm2export.errors import ArtifactError
+from lfm2export.package.front_matter import SourceCard, dump, front_matter
 from lfm2export.package.model_files import Models, Provenance, preferred
 from lfm2export.spec import ModelSpec
+from lfm2export.untrusted import escape
 
 PARITY_BEGIN = "<!-- parity:begin -->"
 PARITY_END = "<!-- parity:end -->"
-
-LICENSE_NAMES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
-
-#: Front matter that holds for a conversion as it does for its source.
-_INHERITED = ("license", "license_name", "license_link", "language", "tags")
-_TAGS = ("transformers.js", "onnx", "onnxruntime", "onnxruntime-genai", "lfm2")
 
 DESCRIPTIONS = {
     "fp32": "float32, the reference",
@@ -37,50 +31,39 @@ DESCRIPTIONS = {
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the card says beyond spec and models. `license_file`: the source has one, and it lies beside the card."""
+    """What the card says beyond spec and models.
+
+    license_file: the source has one, and it lies beside the card. generation: what generation_config.json says.
+    default_length: tokens of a text by the tokenizer's settings, or the position limit.
+    """
 
     chat: bool
     tools: bool
     license_file: bool
-    source_metadata: Mapping[str, Any]
+    source: SourceCard
     versions: Mapping[str, str]
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    default_length: int | None = None
 
 
-def source_metadata(folder: Path) -> dict[str, Any]:
-    """Front matter of the source's README.md; empty where there is none, or none that can be read."""
-    from huggingface_hub.repocard import metadata_load
-
-    path = folder / "README.md"
-    if not path.is_file():
-        return {}
-    try:
-        return dict(metadata_load(path) or {})
-    except Exception:  # YAML errors of many kinds: the card then states the licence file alone, and says so
-        return {}
+#: Sampling values that change nothing, and the runtimes that do not know them (onnxruntime-genai 0.18,
+#: Transformers.js 4.3.2).
+_UNKNOWN: tuple[tuple[str, float, str], ...] = (
+    ("min_p", 0, "onnxruntime-genai and Transformers.js do"),
+    ("top_p", 1, "Transformers.js does"),
+)
 
 
-def find_license(folder: Path) -> Path | None:
-    """The source's licence file, if it has one."""
-    return next((folder / name for name in LICENSE_NAMES if (folder / name).is_file()), None)
-
-
-def front_matter(facts: CardFacts, provenance: Provenance) -> dict[str, Any]:
-    """The metadata that the hub reads. The licence is as the source states it, `other` where it does not."""
-    stated = {name: facts.source_metadata[name] for name in _INHERITED if facts.source_metadata.get(name)}
-    stated.setdefault("license", "other")
-    if facts.license_file and stated.get("license_link", "LICENSE") in LICENSE_NAMES and stated["license"] == "other":
-        stated.setdefault("license_name", "see-license-file")
-        stated["license_link"] = "LICENSE"
-    tags = stated.pop("tags", [])
-    tags = [tags] if isinstance(tags, str) else list(tags)
-    base = provenance.repo_id or facts.source_metadata.get("base_model")
-    matter: dict[str, Any] = {"library_name": "transformers.js", "pipeline_tag": "text-generation", **stated}
-    if base:
-        matter["base_model"] = base
-        if provenance.repo_id:
-            matter["base_model_relation"] = "quantized"
-    matter["tags"] = list(dict.fromkeys([*_TAGS, *tags]))
-    return matter
+def unexpressed(generation: Mapping[str, Any]) -> str | None:
+    """One sentence about values of `generation` that change what is drawn, and that some runtime does not know."""
+    if generation.get("do_sample") is not True:
+        return None
+    found = [
+        f"`{name}` {generation[name]:g}, which {runtimes} not know"
+        for name, neutral, runtimes in _UNKNOWN
+        if generation.get(name) not in (None, neutral)
+    ]
+    return f"`generation_config.json` asks for {', and for '.join(found)}: they draw without." if found else None
 
 
 def render_card(
@@ -91,27 +74,30 @@ def render_card(
 ) -> str:
     """The card of an artifact that holds `models`."""
     import jinja2
-    from huggingface_hub.repocard import yaml_dump
 
     dtype = preferred(models)
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    environment.filters["quoted"] = json.dumps
+    environment.filters["quoted"] = escape.quoted
+    environment.filters["markdown"] = escape.markdown
+    environment.filters["code"] = escape.markdown_code
+    environment.filters["licenses"] = _licenses
     environment.filters["megabytes"] = _megabytes
     environment.filters["in_words"] = _in_words
     environment.filters["format_in_words"] = format_in_words
     template = environment.from_string(
         (resources.files("lfm2export") / "package" / "templates" / "README.md.jinja").read_text(encoding="utf-8")
     )
-    matter = front_matter(facts, provenance)
+    matter = front_matter(facts.source, facts.license_file, provenance.repo_id)
     return template.render(
-        front_matter=yaml_dump(matter).strip(),
-        matter=matter,
+        front_matter=dump(matter),
         facts=facts,
         spec=spec,
         provenance=provenance,
         model_id=provenance.artifact_name,
+        length=facts.default_length if facts.default_length is not None else spec.max_position_embeddings,
+        unexpressed=unexpressed(facts.generation),
         dtype=dtype,
         filename=MODEL_FILES[dtype],
         options=[MODEL_FILES[d] for d in MODEL_FILES if d in models],
@@ -174,3 +160,7 @@ def format_in_words(row: Mapping[str, Any]) -> str:
 
 def _megabytes(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"
+
+
+def _licenses(stated: str | tuple[str, ...]) -> str:
+    return " and ".join(escape.markdown_code(name) for name in ((stated,) if isinstance(stated, str) else stated))

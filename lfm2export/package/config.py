@@ -4,6 +4,8 @@ Readers differ. transformers takes `block_ff_dim` over `intermediate_size` and a
 `block_auto_adjust_ff_dim` is true; others take `intermediate_size` as the width. So both hold the final width and the
 adjustment is off. Transformers.js needs `layer_types` and reads "transformers.js_config"; transformers 4 reads
 `rope_theta`, transformers 5 `rope_parameters`; the card's loop takes hidden_size / num_attention_heads for head_dim.
+
+Beside what the spec states, only the keys in :data:`KEPT` are taken over (why not all others: `package.plain`).
 """
 
 from __future__ import annotations
@@ -12,8 +14,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from lfm2export.contract import MODEL_FILES, cache_dtype
+from lfm2export.errors import ConfigError
+from lfm2export.package.plain import Kind, boolean, integer, keep, number, one_of, text
 from lfm2export.spec import ModelSpec
 from lfm2export.text.token_ids import TokenIds
+
+FILE = "config.json"
 
 #: The dtypes that Transformers.js 4 looks for when it is told none: fp32 everywhere but on wasm, where it is q8.
 TRANSFORMERS_JS_DEFAULTS = ("fp32", "q8")
@@ -21,27 +27,71 @@ TRANSFORMERS_JS_DEFAULTS = ("fp32", "q8")
 #: The dtype to name instead when one of those files is missing, the first that is there.
 TRANSFORMERS_JS_PREFERENCE = ("q8", "q4", "fp32", "q4f16", "fp16")
 
-#: Spellings that a normalized key replaces, and keys that speak of the source's files.
-_DROPPED = ("theta", "rope_scaling", "torch_dtype", "tie_embedding", "transformers.js_config", "_name_or_path")
+#: What is taken over from the source's config as it is: second spellings of the released ones, how the weights were
+#: initialized, and who saved it.
+KEPT: Mapping[str, Kind] = {
+    "block_dim": integer,
+    "block_ffn_dim_multiplier": number,
+    "block_mlp_init_scale": number,
+    "block_multiple_of": integer,
+    "block_norm_eps": number,
+    "block_out_init_scale": number,
+    "block_use_swiglu": boolean,
+    "block_use_xavier_init": boolean,
+    "conv_dim": integer,
+    "conv_dim_out": integer,
+    "conv_use_xavier_init": boolean,
+    "dtype": one_of("bfloat16", "float16", "float32"),
+    "initializer_range": number,
+    "num_heads": integer,
+    "transformers_version": text,
+    "use_cache": boolean,
+    "use_pos_enc": boolean,
+}
+
+#: Spellings that a normalized key replaces, and what transformers writes about the folder and the head that it had.
+_REPLACED = (
+    "_name_or_path",
+    "id2label",
+    "label2id",
+    "rope_scaling",
+    "theta",
+    "tie_embedding",
+    "torch_dtype",
+    "transformers.js_config",
+)
+
+
+def kept_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What of the source's `config` is taken over, and the names of what is left out although it says something.
+
+    Raises:
+        ConfigError: a key that is taken over has a value that no reader takes.
+    """
+    stated = {name: value for name, value in config.items() if name not in _NORMALIZED}
+    dtype = config.get("dtype") if config.get("dtype") is not None else config.get("torch_dtype")
+    if dtype is not None:
+        stated["dtype"] = dtype.removeprefix("torch.") if isinstance(dtype, str) else dtype
+    return keep(stated, KEPT, FILE, ConfigError, unsaid=_REPLACED)
 
 
 def artifact_config(
-    config: Mapping[str, Any], spec: ModelSpec, tokens: TokenIds, chunks: Mapping[str, int]
+    kept: Mapping[str, Any], spec: ModelSpec, tokens: TokenIds, chunks: Mapping[str, int]
 ) -> dict[str, Any]:
-    """`config` normalized, with what Transformers.js wants to know about the files.
+    """The artifact's config.json: `spec` under every name that a reader looks for, and what :func:`kept_config` kept.
 
     Args:
-        config: of the source; unknown keys are kept.
         chunks: model file name (``model_q4.onnx``) -> number of external data files.
 
     Returns:
         A new dict in alphabetical order, "transformers.js_config" last.
     """
-    kept = {name: value for name, value in config.items() if name not in _DROPPED}
-    dtype = config.get("dtype", config.get("torch_dtype"))
-    if dtype is not None:
-        kept["dtype"] = dtype
-    kept |= {
+    written = {**kept, **_normalized(spec, tokens)}
+    return dict(sorted(written.items())) | {"transformers.js_config": transformers_js_config(chunks)}
+
+
+def _normalized(spec: ModelSpec, tokens: TokenIds) -> dict[str, Any]:
+    return {
         "architectures": ["Lfm2ForCausalLM"],
         "model_type": "lfm2",
         "block_auto_adjust_ff_dim": False,
@@ -66,7 +116,34 @@ def artifact_config(
         "eos_token_id": tokens.end_of_turn,
         "pad_token_id": tokens.pad,
     }
-    return dict(sorted(kept.items())) | {"transformers.js_config": transformers_js_config(chunks)}
+
+
+#: Keys that the spec and the token ids state, whatever the source has there.
+_NORMALIZED = (
+    "architectures",
+    "model_type",
+    "block_auto_adjust_ff_dim",
+    "block_ff_dim",
+    "intermediate_size",
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "conv_L_cache",
+    "conv_bias",
+    "layer_types",
+    "full_attn_idxs",
+    "tie_word_embeddings",
+    "norm_eps",
+    "rope_theta",
+    "rope_parameters",
+    "max_position_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
 
 
 def transformers_js_config(chunks: Mapping[str, int]) -> dict[str, Any]:

@@ -25,17 +25,27 @@ _SHARED = {"do_sample": False, "repetition_penalty": 1.0, "temperature": 1.0, "t
 
 
 def genai_config(
-    spec: ModelSpec, tokens: TokenIds, generation: Mapping[str, Any], dtypes: Iterable[str]
+    spec: ModelSpec,
+    tokens: TokenIds,
+    generation: Mapping[str, Any],
+    dtypes: Iterable[str],
+    default_length: int | None = None,
 ) -> dict[str, Any]:
-    """genai_config.json for the preferred one of `dtypes`; others are opened with `Config.overlay`."""
+    """genai_config.json for the preferred one of `dtypes`; others are opened with `Config.overlay`.
+
+    generation: as transformers reads it, which samples only where it says `do_sample: true`.
+    default_length: tokens of a text by the tokenizer's settings, at most the positions (None: those).
+    """
+    length = default_length if default_length is not None else spec.max_position_embeddings
     search: dict[str, Any] = {
         name: generation[name] if generation.get(name) is not None else value for name, value in _SHARED.items()
     }
+    search["do_sample"] = generation.get("do_sample") is True
     search |= {
         "diversity_penalty": 0.0,
         "early_stopping": True,
         "length_penalty": 1.0,
-        "max_length": min(spec.max_position_embeddings, DEFAULT_MAX_LENGTH),
+        "max_length": min(length, DEFAULT_MAX_LENGTH),
         "min_length": 0,
         "no_repeat_ngram_size": 0,
         "num_beams": 1,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path, PurePosixPath
@@ -54,8 +54,13 @@ def library_versions() -> dict[str, str]:
     return {name: metadata.version(name).split("+")[0] for name in LIBRARIES}
 
 
-def write_manifest(folder: Path, provenance: Provenance, spec: ModelSpec, models: Models) -> None:
-    """Write `folder`/build.json over every other file there; the models' hashes are those taken while writing them."""
+def write_manifest(
+    folder: Path, provenance: Provenance, spec: ModelSpec, models: Models, dropped: Sequence[str] = ()
+) -> None:
+    """Write `folder`/build.json over every other file there; the models' hashes are those taken while writing them.
+
+    dropped: what the source says and the artifact does not, such as "config.json: auto_map".
+    """
     import lfm2export
 
     known = {f"onnx/{file.name}": (file.bytes, file.sha256) for model in models.values() for file in model.files}
@@ -78,6 +83,7 @@ def write_manifest(folder: Path, provenance: Provenance, spec: ModelSpec, models
         "options": dict(provenance.options),
         "recipe": {dtype: dict(options) for dtype, options in provenance.recipe.items()},
         **({"formats": dict(provenance.formats)} if provenance.formats is not None else {}),
+        **({"dropped": list(dropped)} if dropped else {}),
         "models": {dtype: _model_entry(folder, spec, dtype, models[dtype]) for dtype in MODEL_FILES if dtype in models},
         "files": files,
     }

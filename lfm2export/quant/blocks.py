@@ -73,6 +73,12 @@ def zero_point_bytes(format: BlockFormat, columns: int) -> int:
     return -(-format.blocks(columns) * format.bits // 8)
 
 
+def row_bytes(format: BlockFormat, columns: int) -> int:
+    """Bytes of one row's codes, scales and zero points."""
+    zeros = 0 if format.symmetric else zero_point_bytes(format, columns)
+    return format.blocks(columns) * (code_bytes(format) + 2) + zeros
+
+
 def pack(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """[..., n] values below 2**bits -> [..., ceil(n * bits / 8)]; an odd nibble at the end is 0."""
     if bits == 8:

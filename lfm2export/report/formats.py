@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,10 @@ from typing import Any
 from lfm2export.errors import ArtifactError
 from lfm2export.package.card import format_in_words
 from lfm2export.package.manifest import FILE, read_manifest
+from lfm2export.untrusted.paths import shown
+
+#: `model.layers.0.feed_forward.w1.weight+w3`
+_MATRIX = re.compile(r"\w+(\.\w+)+(\+\w+)*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -58,14 +63,17 @@ def read_formats(folder: Path) -> FormatTable | None:
             kld=float(found["predicted_kld"]),
             rows=tuple(_row(row) for row in found["matrices"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ArtifactError(f"{folder / FILE}: formats are damaged ({error!r}); build the artifact again") from error
 
 
 def _row(row: dict[str, Any]) -> FormatRow:
+    name, parameters = str(row["name"]), int(row["parameters"])
+    if not _MATRIX.fullmatch(name) or parameters < 1:
+        raise ValueError(f"a matrix is called {shown(name)} and has {parameters} weights")
     return FormatRow(
-        matrix=str(row["name"]),
-        parameters=int(row["parameters"]),
+        matrix=name,
+        parameters=parameters,
         before=float(row["kld_4_bit"]),
         bits=int(row["bits"]),
         format=format_in_words(row),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from lfm2export.report import facts, words
 from lfm2export.report.consumers import ConsumerRow
 from lfm2export.report.formats import FormatTable
+from lfm2export.untrusted.escape import markdown, markdown_code
 from lfm2export.verify.figures import RouteMeasure, Verdict
 from lfm2export.verify.results import Check, FileResult, Verification
 
@@ -17,7 +17,6 @@ FILE = "parity.md"
 MOST_FAILURES = 10
 
 _MARKS = {Verdict.PASSED: "✅", Verdict.FAILED: "❌", Verdict.NOT_MEASURED: "➖"}
-_SPECIAL = re.compile(r"[\\`*_{}\[\]<>|#~$&@!]|:(?=//)")
 
 #: Columns of the card's table, by the keys of `facts.summary`.
 _CARD = {
@@ -30,7 +29,7 @@ _CARD = {
 
 def escape(text: str) -> str:
     """`text` as plain words in one Markdown line or cell: nothing in it is markup, a mention or a link."""
-    return _SPECIAL.sub(lambda found: f"&#{ord(found.group())};", words.visible(text))
+    return markdown(words.visible(text))
 
 
 def token(text: str | None) -> str:
@@ -63,7 +62,7 @@ def _formats(table: FormatTable) -> str:
             f"{row.parameters:,}",
             words.figure(row.before),
             words.figure(row.pays),
-            row.format,
+            escape(row.format),
             f"{row.bytes:,}",
             words.figure(row.kld),
         ]
@@ -85,7 +84,9 @@ def render_card(result: Verification) -> str:
     rows = [["dtype", "verdict", "logits, same weights", *_CARD.values()]]
     for file in result.files:
         found = {fact.key: fact.value for fact in facts.summary(file)}
-        rows.append([f"`{file.dtype}`", words.VERDICTS[file.verdict], found["logits"], *(found[key] for key in _CARD)])
+        rows.append(
+            [markdown_code(file.dtype), words.VERDICTS[file.verdict], found["logits"], *(found[key] for key in _CARD)]
+        )
     text = f" Text: {escape(result.text.name)}, {result.text.scored:,} tokens scored." if result.text else ""
     note = (
         "Logits: largest difference of the same weights computed by the graph in float32 and by PyTorch. KLD: of the "

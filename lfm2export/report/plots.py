@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lfm2export.contract import MODEL_FILES
 from lfm2export.report.facts import Sizes
 from lfm2export.report.formats import FormatRow, FormatTable
-from lfm2export.report.svg import BAD, DASHES, FAINT, GOOD, INK, MARKERS, SERIES, draw
+from lfm2export.report.svg import BAD, DASHES, FAINT, GOOD, INK, MARKERS, SERIES, draw, plain
 from lfm2export.verify.figures import CacheSeries, StepPoint
 from lfm2export.verify.results import FileResult, Verification
 
@@ -45,7 +45,9 @@ def kld_by_step(result: Verification) -> Markup | None:
             steps, values = zip(*line.items(), strict=True)
             color, marker, dash = _look(dtype)
             mark = marker if len(steps) <= 24 else "none"
-            axes.plot(steps, [max(value, FLOOR) for value in values], color=color, ls=dash, marker=mark, label=dtype)
+            axes.plot(
+                steps, [max(value, FLOOR) for value in values], color=color, ls=dash, marker=mark, label=plain(dtype)
+            )
         axes.set_yscale("log")
         axes.set_xlabel("step")
         axes.set_ylabel("KLD, nats")
@@ -71,7 +73,7 @@ def top1_by_step(result: Verification) -> Markup | None:
                 if equal < 1:
                     high = 0.76 * (1 - equal)
                     axes.add_patch(Rectangle((step - 0.44, number + 0.38 - high), 0.88, high, color=BAD, lw=0))
-        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set_yticks(range(len(rows)), [plain(dtype) for dtype in rows])
         axes.set_xlim(-0.6, max(step for row in rows.values() for step in row) + 0.6)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel("step")
@@ -132,7 +134,7 @@ def size_by_role(result: Verification, sizes: Sizes) -> Markup | None:
             axes.annotate(
                 f"{left:,.1f}", (left, number), (4, 0), textcoords="offset points", va="center", fontsize=8.5, color=INK
             )
-        axes.set_yticks(range(len(shown)), list(shown))
+        axes.set_yticks(range(len(shown)), [plain(dtype) for dtype in shown])
         axes.set_ylim(len(shown) - 0.5, -0.5)
         axes.margins(x=0.12)
         axes.set_xlabel("MB of weights")
@@ -157,7 +159,7 @@ def perplexity_by_bytes(result: Verification) -> Markup | None:
         for file, found in points:
             color, marker, _ = _look(file.dtype)
             fill = color if found.route == routes[0] else "none"
-            name = None if file.dtype in named else file.dtype
+            name = None if file.dtype in named else plain(file.dtype)
             named.add(file.dtype)
             x = file.bytes / 1e6
             axes.plot([x], [found.perplexity], ls="none", marker=marker, mec=color, mfc=fill, ms=7, label=name)
@@ -188,7 +190,7 @@ def bits_where_they_pay(table: FormatTable) -> Markup | None:
                     marker=MARKERS[number % len(MARKERS)],
                     mec=SERIES[number % len(SERIES)],
                     mfc=fill,
-                    label=kind if bits == 8 else None,
+                    label=plain(kind) if bits == 8 else None,
                 )
         axes.set_yscale("log")
         axes.set_xlabel("matrix")

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
+from lfm2export.untrusted.escape import one_line
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -75,6 +77,11 @@ def draw(name: str, title: str, height: float, paint: Callable[[Axes], None], *,
             written, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
         )
     return Markup(_inline(written.getvalue(), name, title))
+
+
+def plain(text: str) -> str:
+    """`text` as a label that matplotlib takes for words, not for a formula, and that fits a figure."""
+    return one_line(text)[:40].replace("$", r"\$")
 
 
 def _inline(document: str, name: str, title: str) -> str:

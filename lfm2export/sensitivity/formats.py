@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from lfm2export.matrices import Matrix
 from lfm2export.quant import blocks_of, dequantize
-from lfm2export.quant.blocks import code_bytes, zero_point_bytes
+from lfm2export.quant.blocks import row_bytes
 from lfm2export.weights import BlockFormat, Quantizer, WeightSource
 
 Array = NDArray[np.float32]
@@ -47,9 +47,7 @@ def measured_format(matrix: Matrix, bits: Literal[4, 8], quantizer: Quantizer) -
 
 def stored_bytes(matrix: Matrix, format: BlockFormat) -> int:
     """Bytes of codes, scales and zero points."""
-    blocks = format.blocks(matrix.columns)
-    zeros = 0 if format.symmetric else zero_point_bytes(format, matrix.columns)
-    return matrix.rows * (blocks * (code_bytes(format) + 2) + zeros)
+    return matrix.rows * row_bytes(format, matrix.columns)
 
 
 def as_stored(source: WeightSource, part: str, start: int, stop: int, format: BlockFormat) -> Array:

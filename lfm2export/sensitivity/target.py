@@ -11,18 +11,21 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lfm2export.calibrate.text import CalibrationText
 from lfm2export.checkpoint import Checkpoint
 from lfm2export.errors import Lfm2ExportError
-from lfm2export.matrices import Matrix
+from lfm2export.matrices import Matrix, matrices
 from lfm2export.progress import Progress, silent
 from lfm2export.recipes import TABLES, Chosen, Options, Target
 from lfm2export.sensitivity import Rated, Sensitivity, measure_sensitivity, sequences_for, tokens_for
 from lfm2export.sensitivity.choice import Option, front
-from lfm2export.weights import WeightSource
+from lfm2export.sensitivity.formats import candidates, stored_bytes
+from lfm2export.spec import ModelSpec
+from lfm2export.weights import BlockFormat, WeightSource
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,24 @@ def select_formats(
     return select(sensitivity, options.target, parameters, options, file_bytes)
 
 
+def check_target(spec: ModelSpec, options: Options, file_bytes: Callable[[Chosen], int]) -> None:
+    """That formats for `options.target` may be found, before the model is measured.
+
+    Raises:
+        Lfm2ExportError: every matrix in the smallest format is too much, or in the largest too little.
+    """
+    assert options.target is not None
+    sizes = {matrix: sorted(_formats(matrix, options), key=partial(stored_bytes, matrix)) for matrix in matrices(spec)}
+    least = file_bytes({matrix.parts: formats[0] for matrix, formats in sizes.items()})
+    most = file_bytes({matrix.parts: formats[-1] for matrix, formats in sizes.items()})
+    _check_between(options.target, spec.num_parameters, least, most)
+
+
+def _formats(matrix: Matrix, options: Options) -> list[BlockFormat]:
+    """What `matrix` may be stored in and the lookup can read."""
+    return [format for format in candidates(options.quantizer) if _readable(matrix, format, options)]
+
+
 def select(
     sensitivity: Sensitivity, target: Target, parameters: int, options: Options, file_bytes: Callable[[Chosen], int]
 ) -> Selection:
@@ -136,13 +157,7 @@ def select(
 
     limit = target.limit(parameters)
     (_, least), (_, greatest) = choice(found.least), choice(found.greatest)
-    if not least <= limit <= greatest:
-        asked = "less than any choice takes" if limit < least else "more than the best choice takes"
-        low, high = target.shown(least, parameters, math.ceil), target.shown(greatest, parameters, math.floor)
-        raise Lfm2ExportError(
-            f"the target of {target.value:g} {target.unit} is {asked}: possible are {low} to {high} {target.unit}; "
-            "ask for one between"
-        )
+    _check_between(target, parameters, least, greatest)
     room = max(found.least, limit - (least - found.least))
     taken, size = choice(room)
     while size > limit:
@@ -153,8 +168,23 @@ def select(
     return Selection(matrices, tuple(taken), tuple(reference), size, target, sensitivity.text, sensitivity.tokens)
 
 
+def _check_between(target: Target, parameters: int, least: int, greatest: int) -> None:
+    limit = target.limit(parameters)
+    if not least <= limit <= greatest:
+        asked = "less than any choice takes" if limit < least else "more than the best choice takes"
+        low, high = target.shown(least, parameters, math.ceil), target.shown(greatest, parameters, math.floor)
+        raise Lfm2ExportError(
+            f"the target of {target.value:g} {target.unit} is {asked}: possible are {low} to {high} {target.unit}; "
+            "ask for one between"
+        )
+
+
 def _allowed(matrix: Matrix, rated: Sequence[Rated], options: Options) -> list[Rated]:
-    """What the lookup can read."""
+    return [one for one in rated if _readable(matrix, one.format, options)]
+
+
+def _readable(matrix: Matrix, format: BlockFormat, options: Options) -> bool:
+    """Whether the lookup can read `matrix`."""
     if options.lookup == "portable" or matrix.parts[0] not in TABLES:
-        return list(rated)
-    return [one for one in rated if one.format.symmetric or one.format.bits == 8]
+        return True
+    return format.symmetric or format.bits == 8

@@ -14,8 +14,9 @@ from lfm2export.errors import TokenizerError
 from lfm2export.text.sandbox import SandboxError, try_tokenizer
 from lfm2export.text.templates import TOKENIZER_CONFIG
 from lfm2export.untrusted.escape import one_line
-from lfm2export.untrusted.json_reader import MAX_TOKENIZER_BYTES, kind, read_object
+from lfm2export.untrusted.json_reader import MAX_TOKENIZER_BYTES, kind, parse_json, read_object
 from lfm2export.untrusted.paths import find_file, shown
+from lfm2export.untrusted.text import read_bytes, without_mark
 
 TOKENIZER = "tokenizer.json"
 SPECIAL_TOKENS_MAP = "special_tokens_map.json"
@@ -25,6 +26,9 @@ SAVE_AGAIN = "copy or download it again, or save it again with save_pretrained"
 
 #: Special tokens that a template sees by name.
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+#: Settings of a training run that every reader of the file would apply to a user's prompt.
+OF_TRAINING = ("truncation", "padding")
 
 #: Ids beyond this are none of any vocabulary (32 bits, signed).
 MAX_ID = 2**31 - 1
@@ -40,12 +44,18 @@ PROBE_TEXTS = (
 
 @dataclass(frozen=True)
 class TokenizerFile:
-    """tokenizer.json: `text` without truncation and padding, the ids of all tokens, and of the added ones alone."""
+    """tokenizer.json: `text` without truncation and padding, the ids of all tokens, and of the added ones alone.
+
+    data: the file as an artifact has it: its own bytes, unless it has settings `of_training`, which would cut or fill
+    every prompt of a user's.
+    """
 
     path: Path
     text: str = field(repr=False)
     vocabulary: Mapping[str, int] = field(repr=False)
     added: Mapping[str, int] = field(repr=False)
+    data: bytes = field(repr=False)
+    of_training: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -70,12 +80,18 @@ def read_tokenizer_file(folder: Path) -> TokenizerFile:
             f"{folder} has no tokenizer.json{found}; save the tokenizer beside the weights with "
             "AutoTokenizer.from_pretrained(BASE_MODEL).save_pretrained(FOLDER)"
         )
-    content = read_object(path, TokenizerError, SAVE_AGAIN, folder=folder, limit=MAX_TOKENIZER_BYTES)
+    data = read_bytes(path, TokenizerError, MAX_TOKENIZER_BYTES, folder=folder)
+    content = parse_json(data, path, TokenizerError, SAVE_AGAIN)
+    if not isinstance(content, dict):
+        raise TokenizerError(f"{path} holds a JSON {kind(content)}, expected an object; {SAVE_AGAIN}")
     vocabulary = _vocabulary(path, content.get("model"))
     added = _added(path, content.get("added_tokens"))
     _check_ids(path, vocabulary, added)
-    content |= {"truncation": None, "padding": None}
-    return TokenizerFile(path, json.dumps(content, ensure_ascii=False), {**vocabulary, **added}, added)
+    of_training = tuple(name for name in OF_TRAINING if content.get(name) is not None)
+    content |= dict.fromkeys(OF_TRAINING)
+    text = json.dumps(content, ensure_ascii=False)
+    written = (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode() if of_training else without_mark(data)
+    return TokenizerFile(path, text, {**vocabulary, **added}, added, written, of_training)
 
 
 def check_tokenizer(file: TokenizerFile, vocab_size: int, texts: Sequence[str] = ()) -> None:

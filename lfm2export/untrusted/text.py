@@ -32,13 +32,18 @@ def read_bytes(path: Path, error: type[Lfm2ExportError], limit: int, *, folder: 
     return data
 
 
+def without_mark(data: bytes) -> bytes:
+    """`data` without a byte-order mark."""
+    return data.removeprefix(_MARK)
+
+
 def decode(data: bytes, what: object, error: type[Lfm2ExportError], remedy: str) -> str:
     """`data` as UTF-8 without a byte-order mark; line ends stay as they are.
 
     Raises:
         error: it is in another encoding; `what` names it, `remedy` says what to do.
     """
-    data = data.removeprefix(_MARK)
+    data = without_mark(data)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as problem:

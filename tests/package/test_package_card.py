@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from lfm2export.errors import ArtifactError
-from lfm2export.package import write_package
-from lfm2export.package.card import CardFacts, fill_parity, find_license, render_card, source_metadata, without_parity
+from lfm2export.package import read_inputs, write_package
+from lfm2export.package.card import CardFacts, fill_parity, render_card, without_parity
+from lfm2export.package.front_matter import SourceCard
 from lfm2export.package.model_files import Provenance
 from lfm2export.spec import parse_spec
 from skeleton import File, Model, Overflow
@@ -36,7 +37,9 @@ SEED_LOOP = """  logits, *present_cache_values = session.run(None, dict(
 def card(
     *,
     models: Mapping[str, Model] | None = None,
-    metadata: Mapping[str, Any] | None = None,
+    source: SourceCard | None = None,
+    generation: Mapping[str, Any] | None = None,
+    length: int | None = None,
     repo_id: str | None = "LiquidAI/LFM2-350M",
     chat: bool = True,
     license_file: bool = True,
@@ -44,7 +47,15 @@ def card(
     formats: Mapping[str, Any] | None = None,
     **config: Any,
 ) -> str:
-    facts = CardFacts(chat, chat, license_file, metadata or {}, {"lfm2export": "0.1.0", "torch": "2.13.0"})
+    facts = CardFacts(
+        chat,
+        chat,
+        license_file,
+        source or SourceCard(),
+        {"lfm2export": "0.1.0", "torch": "2.13.0"},
+        generation or {},
+        length,
+    )
     body = {"bits": 4, "block_size": 32, "symmetric": False}
     recipe = {
         "fp32": {"body": None},
@@ -66,14 +77,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def test_front_matter_is_the_sources_with_what_this_is() -> None:
-    source = {
-        "license": "other",
-        "license_name": "lfm1.0",
-        "license_link": "LICENSE",
-        "language": ["en"],
-        "tags": ["edge"],
-    }
-    found = front(card(metadata=source | {"library_name": "transformers"}))
+    found = front(card(source=SourceCard("other", "lfm1.0", "LICENSE", ("en",), ("edge",))))
     assert found["license"] == "other" and found["license_name"] == "lfm1.0" and found["license_link"] == "LICENSE"
     assert found["base_model"] == "LiquidAI/LFM2-350M" and found["pipeline_tag"] == "text-generation"
     assert found["library_name"] == "transformers.js" and found["language"] == ["en"]
@@ -84,12 +88,11 @@ def test_no_licence_is_invented() -> None:
     text = card(license_file=False, repo_id=None)
     assert front(text)["license"] == "other" and "license_link" not in front(text) and "base_model" not in front(text)
     assert "states no licence" in text
-    assert front(card(metadata={"license": "mit"}))["license"] == "mit"
-    assert "license_name" not in front(card(metadata={"license": "mit"}))
-    assert "states `mit`" in card(metadata={"license": "mit"}, license_file=False)
-    assert (
-        front(card(repo_id=None, metadata={"base_model": "LiquidAI/LFM2-1.2B"}))["base_model"] == "LiquidAI/LFM2-1.2B"
-    )
+    assert front(card(source=SourceCard("mit")))["license"] == "mit"
+    assert "license_name" not in front(card(source=SourceCard("mit")))
+    assert "states `mit`" in card(source=SourceCard("mit"), license_file=False)
+    based = SourceCard(base_model=("LiquidAI/LFM2-1.2B",))
+    assert front(card(repo_id=None, source=based))["base_model"] == "LiquidAI/LFM2-1.2B"
 
 
 @pytest.mark.parametrize("chat", [True, False])
@@ -160,16 +163,6 @@ def test_parity_is_filled_in_and_again() -> None:
             fill_parity(broken, "table")
 
 
-def test_source_files(tmp_path: Path) -> None:
-    assert source_metadata(tmp_path) == {} and find_license(tmp_path) is None
-    (tmp_path / "README.md").write_text("---\nlicense: mit\ntags: [a]\n---\n# Model\n")
-    assert source_metadata(tmp_path) == {"license": "mit", "tags": ["a"]}
-    (tmp_path / "README.md").write_text("---\nlicense: [\n---\n")
-    assert source_metadata(tmp_path) == {}
-    (tmp_path / "LICENSE.md").touch()
-    assert find_license(tmp_path) == tmp_path / "LICENSE.md"
-
-
 def test_the_python_snippet_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,7 +173,9 @@ def test_the_python_snippet_runs(
     write_standin(out, vocabulary=512)
     config = json.loads((out / "config.json").read_text()) | {"bos_token_id": 1, "pad_token_id": 0}
     model = Model([File("model.onnx", (out / "onnx" / "model.onnx").stat().st_size, SHA)])
-    write_package(out, source, config, parse_spec(config), {"fp32": model}, Provenance("tiny", None, None, {}, 40, {}))
+    spec = parse_spec(config)
+    provenance = Provenance("tiny", None, None, {}, 40, {})
+    write_package(out, read_inputs(source, config, spec), spec, {"fp32": model}, provenance)
     snippet, _ = blocks((out / "README.md").read_text(), "python")
     monkeypatch.chdir(tmp_path)
     space: dict[str, Any] = {}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lfm2export.package.config import artifact_config, transformers_js_config
+from lfm2export.package.config import artifact_config, kept_config, transformers_js_config
 from lfm2export.package.genai import genai_config
 from lfm2export.package.generation import artifact_generation
 from lfm2export.spec import parse_spec
@@ -52,7 +52,7 @@ def test_both_readings_of_the_config_give_the_same_model(tmp_path: Path, overrid
 
     config = tiny_config(**overrides)
     spec = parse_spec(config)
-    written = artifact_config(config, spec, TOKENS, CHUNKS)
+    written = artifact_config(kept_config(config)[0], spec, TOKENS, CHUNKS)
     assert parse_spec(written) == spec
     assert written["intermediate_size"] == written["block_ff_dim"] == spec.intermediate_size
     (tmp_path / "config.json").write_text(json.dumps(written))
@@ -70,7 +70,7 @@ def test_both_readings_of_the_config_give_the_same_model(tmp_path: Path, overrid
 @pytest.mark.parametrize("size", ["350M", "2.6B"])
 def test_the_released_configs_keep_their_keys_but_second_spellings(size: str) -> None:
     config = family_config(size)
-    written = artifact_config(config, parse_spec(config), TOKENS, CHUNKS)
+    written = artifact_config(kept_config(config)[0], parse_spec(config), TOKENS, CHUNKS)
     assert set(config) - set(written) == {"torch_dtype", "theta", "tie_embedding"}
     assert (written["dtype"], written["rope_theta"], written["tie_word_embeddings"]) == ("bfloat16", 1e6, True)
     assert parse_spec(written) == parse_spec(config)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lfm2export.errors import ArtifactError
-from lfm2export.package import Provenance, write_package
+from lfm2export.package import Provenance, read_inputs, write_package
 from lfm2export.package.card import fill_parity
 from lfm2export.package.manifest import check_manifest, library_versions, read_manifest
 from lfm2export.spec import parse_spec
@@ -46,7 +46,7 @@ def build(folder: Path) -> Path:
     spec = parse_spec(config)
     models = {"q4": write_skeleton(out, spec, "q4"), "fp32": write_skeleton(out, spec, "fp32", chunks=2)}
     provenance = Provenance("tiny", None, None, {"model.safetensors": "b" * 64}, 40, {"fp32": {}, "q4": {"bits": 4}})
-    write_package(out, source, config, spec, models, provenance)
+    write_package(out, read_inputs(source, config, spec), spec, models, provenance)
     return out
 
 
@@ -145,8 +145,7 @@ def test_a_base_model_without_template_or_licence(tmp_path: Path) -> None:
     spec = parse_spec(config)
     write_package(
         out,
-        source,
-        config,
+        read_inputs(source, config, spec),
         spec,
         {"q8": write_skeleton(out, spec, "q8")},
         Provenance("base", None, None, {}, 40, {"q8": {}}),

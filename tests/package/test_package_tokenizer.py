@@ -9,11 +9,29 @@ from pathlib import Path
 import pytest
 
 from lfm2export.errors import TokenizerError
-from lfm2export.package.tokenizer import portable_settings, portable_template, write_tokenizer
+from lfm2export.package.tokenizer import (
+    portable_settings,
+    portable_template,
+    read_tokenizer_files,
+    template_files,
+    with_templates,
+)
 from lfm2export.text.templates import read_chat_templates
 from tiny import CHAT_TEMPLATE, write_companions
 
 MESSAGES = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}]
+
+
+def write_tokenizer(source: Path, out: Path) -> None:
+    """What a package has of `source`'s tokenizer."""
+    templates = read_chat_templates(source)
+    found = read_tokenizer_files(source, 512)
+    (out / "tokenizer_config.json").write_text(json.dumps(with_templates(found.settings, templates)))
+    for name, text in template_files(templates).items():
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text(text)
+    for name, content in found.files.items():
+        (out / name).write_bytes(content)
 
 
 def rendered(template: str) -> str:
@@ -83,14 +101,14 @@ def test_settings_of_transformers_5_are_read_by_4_too() -> None:
         "extra_special_tokens": ["<|im_start|>"],
         "tokenizer_class": "TokenizersBackend",
     }
-    assert portable_settings(settings, {}) == {
+    assert portable_settings(settings)[0] == {
         "additional_special_tokens": ["<|im_start|>"],
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-    assert portable_settings({"extra_special_tokens": {"image": "<i>"}, "tokenizer_class": "Other"}, {}) == {
-        "extra_special_tokens": {"image": "<i>"},
-        "tokenizer_class": "Other",
-    }
+    assert portable_settings({"extra_special_tokens": {"image": "<i>"}, "tokenizer_class": "Other"}) == (
+        {"extra_special_tokens": {"image": "<i>"}, "tokenizer_class": "PreTrainedTokenizerFast"},
+        ("tokenizer_config.json: tokenizer_class",),
+    )
 
 
 def test_what_transformers_saves_comes_back_the_same(tmp_path: Path) -> None:
