@@ -16,16 +16,18 @@ from lfm2export.package.tokenizer import (
     template_files,
     with_templates,
 )
+from lfm2export.text.folder import read_text_files
 from lfm2export.text.templates import read_chat_templates
-from tiny import CHAT_TEMPLATE, write_companions
+from tiny import CHAT_TEMPLATE, tokenizer_json, write_companions
 
 MESSAGES = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}]
 
 
 def write_tokenizer(source: Path, out: Path) -> None:
     """What a package has of `source`'s tokenizer."""
-    templates = read_chat_templates(source)
-    found = read_tokenizer_files(source, 512)
+    text = read_text_files(source, {"eos_token_id": 7}, None, 512)
+    templates = text.templates
+    found = read_tokenizer_files(source, text, 512)
     (out / "tokenizer_config.json").write_text(json.dumps(with_templates(found.settings, templates)))
     for name, text in template_files(templates).items():
         (out / name).parent.mkdir(exist_ok=True)
@@ -84,6 +86,7 @@ def test_where_templates_come_from(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
     assert read_chat_templates(tmp_path) == {"default": "one", "tool_use": "two"}
     (tmp_path / "out").mkdir()
+    (tmp_path / "tokenizer.json").write_text(tokenizer_json())
     write_tokenizer(tmp_path, tmp_path / "out")
     assert read_chat_templates(tmp_path / "out") == {"default": "one", "tool_use": "two"}
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["chat_template"] == named

@@ -56,8 +56,9 @@ def test_markdown_says_the_verdict_first(good: Verification, failing: Verificati
 def test_markdown_holds_no_markup_of_the_artifact(failing: Verification) -> None:
     text = markdown.render(failing)
     text.encode()
-    for bad in ("<script", "`x`", "*y*", "](", "http://", "@me", "\x1b"):
+    for bad in ("<script", "`x`", "*y*", "http://", "@me", "\x1b"):
         assert bad not in text
+    assert not re.search(r"(?<!\\)\]\(", text), "a link"
     heads = [line for line in text.splitlines() if line.startswith("| dtype | prompt")]
     row = next(line for line in text.splitlines() if line.startswith("| q4 | river"))
     assert row.count("|") == heads[0].count("|")
