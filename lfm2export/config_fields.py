@@ -11,6 +11,29 @@ from typing import Any
 from lfm2export.errors import ConfigError
 from lfm2export.untrusted.paths import shown
 
+#: Keys that spell one value in several ways: the name in transformers, then those of the released configs.
+ALIASES = (
+    ("hidden_size", "block_dim", "conv_dim", "conv_dim_out"),
+    ("num_attention_heads", "num_heads"),
+    ("norm_eps", "block_norm_eps"),
+    ("tie_word_embeddings", "tie_embedding"),
+    ("rope_theta", "theta"),
+)
+
+#: Every field that says something about the architecture, under all its names.
+ARCHITECTURE_FIELDS = frozenset(
+    {
+        *(name for names in ALIASES for name in names),
+        *("vocab_size", "num_key_value_heads", "head_dim", "conv_L_cache", "conv_bias", "max_position_embeddings"),
+        *("num_hidden_layers", "layer_types", "full_attn_idxs", "rope_parameters", "rope_scaling"),
+        *("intermediate_size", "block_ff_dim", "block_auto_adjust_ff_dim", "block_ffn_dim_multiplier"),
+        "block_multiple_of",
+    }
+)
+
+#: Switches of the released configs that transformers does not read: it computes as if they were on.
+ALWAYS_ON = ("block_use_swiglu", "use_pos_enc")
+
 #: Layers: the largest released model has 30. A config may state billions, and a list of them is made before any tensor
 #: is compared with it.
 MAX_LAYERS = 1024

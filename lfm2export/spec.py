@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from lfm2export.config_fields import (
+    ALIASES,
+    ALWAYS_ON,
     EPSILONS,
     MAX_LAYERS,
     MAX_SIZES,
@@ -31,18 +33,6 @@ LayerType = Literal["conv", "full_attention"]
 
 CONV: LayerType = "conv"
 FULL_ATTENTION: LayerType = "full_attention"
-
-#: Keys that spell one value in several ways: the name in transformers, then those of the released configs.
-ALIASES = (
-    ("hidden_size", "block_dim", "conv_dim", "conv_dim_out"),
-    ("num_attention_heads", "num_heads"),
-    ("norm_eps", "block_norm_eps"),
-    ("tie_word_embeddings", "tie_embedding"),
-    ("rope_theta", "theta"),
-)
-
-#: Switches of the released configs that transformers does not read: it computes as if they were on.
-ALWAYS_ON = ("block_use_swiglu", "use_pos_enc")
 
 #: The class that this tool exports, as transformers names it in `architectures`.
 ARCHITECTURE = "Lfm2ForCausalLM"

@@ -214,6 +214,29 @@ def test_a_config_that_transformers_reads_otherwise_is_refused(folder: Path, tmp
         load_reference(copy, "memory")
 
 
+def test_fields_that_are_not_the_architectures_are_not_handed_to_transformers(folder: Path, tmp_path: Path) -> None:
+    """Some of them choose code, others end in transformers' own type errors."""
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    config = json.loads((copy / "config.json").read_text())
+    odd = {
+        "_attn_implementation": "someone/kernel",
+        "attn_implementation": "someone/kernel",
+        "auto_map": {"AutoModelForCausalLM": "someone/else--modeling.Model"},
+        "dtype": "no_such_type",
+        "eos_token_id": "seven",
+        "initializer_range": "x",
+        "pad_token_id": 10**9,
+        "use_cache": [],
+    }
+    (copy / "config.json").write_text(json.dumps(config | odd))
+    read = load_reference(copy, "memory").config
+    assert read._attn_implementation == "eager" and read.pad_token_id == 0
+    assert not hasattr(read, "auto_map")
+
+
 @given(st.integers(1, 2000), st.integers(0, 40))
 def test_pieces_cover_the_run_in_order(prompt: int, answer: int) -> None:
     pieces = Run.cached([1] * prompt, [1] * answer).pieces()

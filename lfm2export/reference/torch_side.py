@@ -13,14 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from numpy.typing import NDArray
 from transformers import DynamicCache, Lfm2Config
 
 from lfm2export.checkpoint import Checkpoint
+from lfm2export.config_fields import ARCHITECTURE_FIELDS
 from lfm2export.errors import ConfigError, StepError
 from lfm2export.reference.run import FAINT_PARTS
 from lfm2export.spec import CONV, ModelSpec
 from lfm2export.steps import Mask, Tokens, row_lengths, step_inputs
+from lfm2export.untrusted.escape import one_line
+from lfm2export.untrusted.paths import shown
 
 #: It advises to install a CUDA kernel for the convolution; the reference is the PyTorch one, and the library is silent.
 logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)
@@ -40,12 +44,22 @@ class ReferenceState:
 
 
 def read_config(checkpoint: Checkpoint) -> Any:
-    """transformers' own reading of config.json, with eager attention.
+    """transformers' own reading of config.json, with eager attention; of the fields that make the architecture alone.
+
+    Others are a stranger's: some choose code (`_attn_implementation` may name a kernel on the hub), and a token id of
+    the wrong type would end in a traceback.
 
     Raises:
-        ConfigError: it takes a field otherwise than our spec does.
+        ConfigError: it takes a field otherwise than our spec does, or does not take it.
     """
-    config = Lfm2Config.from_dict(dict(checkpoint.config))
+    stated = {name: value for name, value in checkpoint.config.items() if name in ARCHITECTURE_FIELDS}
+    try:
+        config = Lfm2Config.from_dict(stated)
+    except (TypeError, ValueError, KeyError, StrictDataclassError) as error:
+        raise ConfigError(
+            f"config.json: transformers does not take it ({shown(one_line(str(error)), 200)}); correct it as the "
+            "checkpoint's source has it"
+        ) from error
     config._attn_implementation = "eager"
     spec = checkpoint.spec
     head_dim = config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads
@@ -65,7 +79,8 @@ def read_config(checkpoint: Checkpoint) -> Any:
     for name, value in theirs.items():
         if value != spec.__dict__[name]:
             raise ConfigError(
-                f"config.json: transformers takes {name} as {value!r}, the export as {spec.__dict__[name]!r}; "
+                f"config.json: transformers takes {name} as {shown(value)}, the export as "
+                f"{shown(spec.__dict__[name])}; "
                 "state it under the name that transformers uses"
             )
     return config

@@ -96,7 +96,7 @@ def checked_link(path: Path, folder: Path, error: type[Lfm2ExportError]) -> Path
     if target.is_relative_to(root) or _in_blobs(target, root):
         return path
     raise error(
-        f"{path} is a link to {shown(str(target), 200)}, outside {folder}; links are followed inside "
+        f"{path} is a link to {named(str(target))}, outside {folder}; links are followed inside "
         "the folder and into the hub cache's blobs only: put the file itself there"
     )
 
