@@ -150,7 +150,7 @@ import sys, time
 from pathlib import Path
 from lfm2export.bench.memory import peak_resident_bytes
 from lfm2export.checkpoint.header import read_header
-from lfm2export.errors import SourceError, TensorError
+from lfm2export.errors import SourceError
 started = time.process_time()
 try:
     read_header(Path(sys.argv[1]))
