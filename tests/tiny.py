@@ -157,3 +157,14 @@ def tokenizer_json(vocab_size: int = 512) -> str:
         single="<|startoftext|> $A", pair="<|startoftext|> $A $B", special_tokens=[("<|startoftext|>", 1)]
     )
     return str(tokenizer.to_str())
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Change keys of a JSON file; None takes one away."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        if value is None:
+            content.pop(key, None)
+        else:
+            content[key] = value
+    path.write_text(json.dumps(content), encoding="utf-8")

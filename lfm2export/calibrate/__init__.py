@@ -47,6 +47,7 @@ FormatOf = Callable[[tuple[str, ...]], BlockFormat | None]
 @dataclass(frozen=True)
 class Calibrated:
     """store: what the files are written from. choices: one per matrix, in the model's order. text: name of the text.
+    text_sha256: of its file; None for text of the model's own.
 
     tuned: what came of tuning all scales together; None where that was not tried.
     """
@@ -54,6 +55,7 @@ class Calibrated:
     store: Store
     choices: tuple[Choice, ...]
     text: str
+    text_sha256: str | None
     tokens: int
     tuned: Tuned | None
 
@@ -61,6 +63,7 @@ class Calibrated:
         """As JSON values, for the manifest."""
         return {
             "text": self.text,
+            "text_sha256": self.text_sha256,
             "tokens": self.tokens,
             "matrices": [choice.described() for choice in self.choices],
             "tuned": self.tuned.described() if self.tuned is not None else None,
@@ -134,7 +137,7 @@ def calibrate(
         tuned = None
         if small:
             tuned = tune_store(store, choices, reference, sequences, pool, progress)
-    return Calibrated(store, tuple(choices), text.name, text.tokens, tuned)
+    return Calibrated(store, tuple(choices), text.name, text.sha256, text.tokens, tuned)
 
 
 def _rounded(weight: NDArray[np.float32], format: BlockFormat, start: int, stop: int) -> NDArray[np.float32]:

@@ -41,15 +41,23 @@ class Model(Protocol[State]):
 
 
 def self_text(
-    model: Model[State], tokenizer: ChatTokenizer, tokens: int = TOKENS, *, seed: int = 0, progress: Progress = silent
+    model: Model[State],
+    tokenizer: ChatTokenizer,
+    tokens: int = TOKENS,
+    *,
+    bos: int | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
 ) -> CalibrationText:
     """About `tokens` tokens sampled from `model`; equal seeds give equal tokens on one machine.
 
+    bos: what begins a text where the tokenizer itself puts nothing before one.
+
     Raises:
-        PromptError: the tokenizer puts no token before a text, so there is nothing to start from.
+        PromptError: there is no token to start from.
     """
     length = min(LENGTH, model.spec.max_position_embeddings)
-    starts = openings(tokenizer)
+    starts = openings(tokenizer, bos)
     rows = max(1, tokens // (length * len(starts)))
     random = np.random.default_rng(seed)
     steps = sum(max(0, length - len(start)) for start in starts)
@@ -64,14 +72,17 @@ def self_text(
     return CalibrationText(f"self, seed {seed}", tuple(sequences))
 
 
-def openings(tokenizer: ChatTokenizer) -> list[tuple[int, ...]]:
+def openings(tokenizer: ChatTokenizer, bos: int | None = None) -> list[tuple[int, ...]]:
     """The start of any text, and, with a chat template, the start of a user's message.
 
     The latter is what two conversations that differ in their first word have in common.
     """
-    start = tuple(tokenizer.encode(""))
+    start = tuple(tokenizer.encode("")) or (() if bos is None else (bos,))
     if not start:
-        raise PromptError("the tokenizer puts no token before a text; calibrate on a file instead")
+        raise PromptError(
+            "the tokenizer puts no token before a text, and no file names a bos_token_id; add it to config.json, or "
+            "calibrate on a file instead"
+        )
     if not tokenizer.has_chat_template:
         return [start]
     first, second = (tokenizer.encode_chat([{"role": "user", "content": word}]) for word in ("A", "1"))

@@ -8,9 +8,11 @@ from pathlib import Path
 from lfm2export.calibrate.sampled import openings, self_text
 from lfm2export.calibrate.text import CalibrationText, file_text, shipped_text
 from lfm2export.checkpoint import Checkpoint
+from lfm2export.generation.settings import read_generation
 from lfm2export.progress import Progress
 from lfm2export.recipes import Calibration
 from lfm2export.reference import load_reference
+from lfm2export.text.token_ids import folder_token_ids
 from lfm2export.text.tokenizer import ChatTokenizer
 
 
@@ -25,9 +27,11 @@ def open_text(checkpoint: Checkpoint, calibration: Calibration) -> Callable[[Pro
     """
     tokenizer = ChatTokenizer(checkpoint.folder)
     if calibration.text == "self":
-        openings(tokenizer)
+        generation = read_generation(checkpoint.folder)
+        bos = folder_token_ids(checkpoint.folder, checkpoint.config, generation, checkpoint.spec.vocab_size).bos
+        openings(tokenizer, bos)
         return lambda progress: self_text(
-            load_reference(checkpoint.folder), tokenizer, calibration.tokens, progress=progress
+            load_reference(checkpoint.folder), tokenizer, calibration.tokens, bos=bos, progress=progress
         )
     if calibration.text is None:
         text = shipped_text(tokenizer, checkpoint.spec, calibration.tokens)

@@ -9,6 +9,7 @@ scores.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import lzma
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,8 +19,9 @@ from typing import Any
 
 from lfm2export.errors import PromptError
 from lfm2export.spec import ModelSpec
+from lfm2export.text.read import read_text_file
 from lfm2export.text.tokenizer import ChatTokenizer
-from lfm2export.verify.prompts import read_text
+from lfm2export.verify.prompts import held_out_text
 
 SHIPPED = Path(__file__).parent / "calibration.jsonl.xz"
 
@@ -32,10 +34,14 @@ FEWEST = 1024
 
 @dataclass(frozen=True)
 class CalibrationText:
-    """name: where it comes from, for reports. sequences: at most LENGTH tokens each, every one with its start."""
+    """name: where it comes from, for reports. sequences: at most LENGTH tokens each, every one with its start.
+
+    sha256: of the file; None for text of the model's own.
+    """
 
     name: str
     sequences: tuple[tuple[int, ...], ...]
+    sha256: str | None = None
 
     @property
     def tokens(self) -> int:
@@ -53,7 +59,7 @@ def shipped_text(tokenizer: ChatTokenizer, spec: ModelSpec, tokens: int | None =
         stream += document
         if tokens is not None and len(stream) >= tokens:
             break
-    return CalibrationText("shipped", _cut(stream, tokenizer, spec, tokens))
+    return CalibrationText("shipped", _cut(stream, tokenizer, spec, tokens), _shipped_sha256())
 
 
 def file_text(path: Path, tokenizer: ChatTokenizer, spec: ModelSpec, tokens: int | None = None) -> CalibrationText:
@@ -65,23 +71,27 @@ def file_text(path: Path, tokenizer: ChatTokenizer, spec: ModelSpec, tokens: int
         PromptError: the file cannot be read, is too short, is the held-out text, or the tokenizer does not belong to
             the model.
     """
-    name, text = read_text(path)
-    if text == read_text(None)[1]:
+    file = read_text_file(path)
+    if file.text == held_out_text().text:
         raise PromptError(f"{path} is the held-out text that verify scores; calibrate on another one")
-    found = tokenizer.encode(text, special=False)
+    found = tokenizer.encode(file.text, special=False)
     if len(found) < FEWEST:
         raise PromptError(f"{path} has {len(found)} tokens, expected at least {FEWEST}; give a longer text")
     sequences = _cut(found, tokenizer, spec, None)
     if tokens is not None and tokens < len(found):
         count = max(1, tokens // len(sequences[0]))
         sequences = tuple(sequences[i * len(sequences) // count] for i in range(count))
-    return CalibrationText(name, sequences)
+    return CalibrationText(file.name, sequences, file.sha256)
 
 
 def _shipped_entries() -> Iterator[Mapping[str, Any]]:
     with lzma.open(SHIPPED, "rt", encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)
+
+
+def _shipped_sha256() -> str:
+    return hashlib.sha256(SHIPPED.read_bytes()).hexdigest()
 
 
 def _encoded(tokenizer: ChatTokenizer, entries: Iterable[Mapping[str, Any]]) -> Iterator[list[int]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from lfm2export.weights import BlockFormat, WeightSource
 class Selection:
     """The format chosen for every matrix, in the model's order, with what it costs; `bytes` of the whole file.
 
-    reference: the same matrix in the 4-bit format that was measured. text, tokens: what was measured on.
+    reference: the same matrix in the 4-bit format that was measured. text, text_sha256, tokens: what was measured on.
     """
 
     matrices: tuple[Matrix, ...]
@@ -42,6 +42,7 @@ class Selection:
     target: Target
     text: str
     tokens: int
+    text_sha256: str | None = None
 
     @property
     def chosen(self) -> Chosen:
@@ -64,6 +65,7 @@ class Selection:
         return {
             "target": {"value": self.target.value, "unit": self.target.unit},
             "text": self.text,
+            "text_sha256": self.text_sha256,
             "tokens": self.tokens,
             "predicted_kld": float(f"{self.kld:.3e}"),
             "matrices": [
@@ -117,7 +119,8 @@ def select_formats(
         threads=threads,
         progress=progress,
     )
-    return select(sensitivity, options.target, parameters, options, file_bytes)
+    found = select(sensitivity, options.target, parameters, options, file_bytes)
+    return replace(found, text_sha256=text.sha256)
 
 
 def check_target(spec: ModelSpec, options: Options, file_bytes: Callable[[Chosen], int]) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 from lfm2export.errors import PromptError, TokenizerError
 from lfm2export.text.sandbox import SandboxError, render, start_rendering
-from lfm2export.text.templates import TOKENIZER_CONFIG, read_chat_templates, template_for
+from lfm2export.text.templates import read_chat_templates, template_for
 from lfm2export.text.tokenizer_file import (
+    TOKENIZER,
     load_tokenizer,
     raise_unless_panic,
     read_special_tokens,
@@ -31,14 +32,12 @@ class ChatTokenizer:
     """The tokenizer and chat template of a folder.
 
     Raises:
-        TokenizerError: tokenizer.json or tokenizer_config.json is missing, damaged or does not work.
+        TokenizerError: tokenizer.json is missing, or a file of the tokenizer is damaged or does not work.
     """
 
     def __init__(self, folder: Path | str) -> None:
         folder = Path(folder)
         file = read_tokenizer_file(folder)
-        if not (folder / TOKENIZER_CONFIG).exists():
-            raise TokenizerError(f"{folder} has no {TOKENIZER_CONFIG}; copy it from the checkpoint")
         settings = read_tokenizer_settings(folder)
         self._named = read_special_tokens(folder, settings).named
         self._templates = read_chat_templates(folder)
@@ -117,6 +116,11 @@ class ChatTokenizer:
     ) -> list[int]:
         """Token ids of the rendered conversation, ready for the answer."""
         return self.encode(self.render(messages, tools=tools), special=False)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether `folder` has a tokenizer that this package reads."""
+    return (folder / TOKENIZER).exists()
 
 
 class StreamDecoder:

@@ -6,16 +6,16 @@ tokenizer is fed token numbers, drawn once and for all, and has no text to be sc
 
 from __future__ import annotations
 
-import lzma
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from lfm2export.errors import PromptError, TokenizerError
+from lfm2export.errors import PromptError
 from lfm2export.spec import ModelSpec
-from lfm2export.text.tokenizer import ChatTokenizer
+from lfm2export.text.read import TextFile, read_text_file
+from lfm2export.text.tokenizer import ChatTokenizer, has_tokenizer
 
 #: (as a conversation?, text): both ways of prompting, several scripts, several lengths.
 PROMPTS = (
@@ -57,14 +57,12 @@ class Text:
 
 
 def open_tokenizer(*folders: Path) -> ChatTokenizer | None:
-    """The tokenizer of the first of `folders` that has one."""
-    for folder in folders:
-        if (folder / "tokenizer.json").is_file():
-            try:
-                return ChatTokenizer(folder)
-            except TokenizerError:
-                continue
-    return None
+    """The tokenizer of the first of `folders` that has one.
+
+    Raises:
+        TokenizerError: it is damaged.
+    """
+    return next((ChatTokenizer(folder) for folder in folders if has_tokenizer(folder)), None)
 
 
 def make_prompts(
@@ -111,21 +109,12 @@ def _blind(spec: ModelSpec, quick: bool) -> tuple[Prompt, ...]:
     )
 
 
-def read_text(path: Path | None) -> tuple[str, str]:
-    """(name, text) of a file, plain or .xz, or of the held-out text that ships with the package.
-
-    Raises:
-        PromptError: the file cannot be read as UTF-8.
-    """
+def held_out_text() -> TextFile:
+    """The text that ships with the package to be scored; no calibration has seen it."""
     from lfm2export.hub import shipped_folder
 
-    chosen = path if path is not None else shipped_folder() / "heldout.txt.xz"
-    try:
-        data = chosen.read_bytes()
-        text = (lzma.decompress(data) if chosen.suffix == ".xz" else data).decode("utf-8")
-    except (OSError, ValueError, lzma.LZMAError) as error:
-        raise PromptError(f"{chosen} cannot be read as text ({error}); give a UTF-8 file") from error
-    return (chosen.name if path is not None else f"shipped {chosen.name}"), text
+    found = read_text_file(shipped_folder() / "heldout.txt.xz")
+    return replace(found, name=f"shipped {found.name}")
 
 
 def make_text(tokenizer: ChatTokenizer, spec: ModelSpec, path: Path | None, chunks: int | None = None) -> Text:
@@ -136,7 +125,8 @@ def make_text(tokenizer: ChatTokenizer, spec: ModelSpec, path: Path | None, chun
     Raises:
         PromptError: the text is too short to be scored, or cannot be read.
     """
-    name, text = read_text(path)
+    found = read_text_file(path) if path is not None else held_out_text()
+    name, text = found.name, found.text
     start = tokenizer.encode("")
     tokens = tokenizer.encode(text, special=False)
     if len(tokens) < 64:

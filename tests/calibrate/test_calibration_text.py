@@ -21,7 +21,7 @@ from lfm2export.errors import PromptError
 from lfm2export.hub import shipped_folder
 from lfm2export.spec import ModelSpec
 from lfm2export.text.tokenizer import ChatTokenizer
-from lfm2export.verify.prompts import read_text
+from lfm2export.verify.prompts import held_out_text
 from tiny import TEXT, write_tiny
 
 #: So many words in a row are a copy, not a coincidence; the same for letters of a script without spaces.
@@ -64,12 +64,12 @@ def everything() -> str:
 
 
 def test_it_shares_no_run_of_words_with_the_text_that_is_scored() -> None:
-    shared = runs(everything()) & runs(read_text(None)[1])
+    shared = runs(everything()) & runs(held_out_text().text)
     assert not shared, min(shared)
 
 
 def test_the_overlap_test_finds_a_copied_sentence() -> None:
-    held_out = read_text(None)[1]
+    held_out = held_out_text().text
     words = re.findall(r"\w+", held_out)
     assert runs("Before. " + " ".join(words[5000 : 5000 + WORDS]) + " after.") & runs(held_out)
 
@@ -151,7 +151,7 @@ def test_fewer_tokens_of_a_file_are_spread_over_it(tmp_path: Path, tokenizer: Ch
 
 def test_the_text_that_is_scored_is_refused(tmp_path: Path, tokenizer: ChatTokenizer, spec: ModelSpec) -> None:
     copy = tmp_path / "mine.txt"
-    copy.write_text(read_text(None)[1], encoding="utf-8", newline="")
+    copy.write_text(held_out_text().text, encoding="utf-8", newline="")
     with pytest.raises(PromptError, match="held-out text"):
         file_text(copy, tokenizer, spec)
 
@@ -160,8 +160,8 @@ def test_the_text_that_is_scored_is_refused(tmp_path: Path, tokenizer: ChatToken
     ("content", "message"),
     [
         (b"too short", f"expected at least {FEWEST}"),
-        (b"\xff\xfe\x00broken", "cannot be read as text"),
-        (None, "cannot be read as text"),
+        (b"\xff\xfe\x00broken", r"is not UTF-8 \(UTF-16\)"),
+        (None, "is missing"),
     ],
 )
 def test_a_file_that_cannot_be_used(

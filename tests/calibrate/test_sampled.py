@@ -10,11 +10,16 @@ import torch
 
 from lfm2export import measures
 from lfm2export.calibrate.sampled import draw, openings, self_text
+from lfm2export.calibrate.source import open_text
+from lfm2export.checkpoint import open_checkpoint
+from lfm2export.errors import PromptError
 from lfm2export.hub import shipped_folder
+from lfm2export.progress import silent
+from lfm2export.recipes import Calibration
 from lfm2export.reference import load_reference, torch_threads
 from lfm2export.reference.memory import MemoryReference
 from lfm2export.text.tokenizer import ChatTokenizer
-from tiny import write_tiny
+from tiny import edit_json, write_tiny
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +56,19 @@ def test_a_tokenizer_without_a_template_starts_every_text_alike(tmp_path: Path) 
     folder = write_tiny(tmp_path / "tiny", max_position_embeddings=12)
     (folder / "chat_template.jinja").unlink()
     assert openings(ChatTokenizer(folder)) == [(1,)]
+
+
+def test_the_start_comes_from_the_config_where_the_tokenizer_puts_none(tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path / "tiny", max_position_embeddings=24)
+    edit_json(folder / "tokenizer.json", post_processor=None)
+    checkpoint = open_checkpoint(folder)
+    found = open_text(checkpoint, Calibration("self", 1024))(silent)
+    assert len(found.sequences) == 42 and all(sequence[0] == 1 for sequence in found.sequences)
+    for name in ("config.json", "generation_config.json"):
+        edit_json(folder / name, bos_token_id=None)
+    edit_json(folder / "tokenizer_config.json", bos_token=None)
+    with pytest.raises(PromptError, match="no file names a bos_token_id"):
+        open_text(open_checkpoint(folder), Calibration("self", 1024))
 
 
 def test_the_seed_decides(folder: Path, tokenizer: ChatTokenizer) -> None:

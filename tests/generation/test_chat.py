@@ -178,7 +178,6 @@ def test_an_embedded_template_is_used_when_there_is_no_file(tmp_path: Path) -> N
     [
         ("tokenizer.json", None, "has no tokenizer.json"),
         ("tokenizer.json", "{}", "has no model vocabulary"),
-        ("tokenizer_config.json", None, "has no tokenizer_config.json"),
         ("tokenizer_config.json", "[", "not valid JSON"),
         ("tokenizer_config.json", "[]", "holds a JSON list"),
     ],

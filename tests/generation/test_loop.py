@@ -57,6 +57,13 @@ def test_one_token_has_no_decode_rate(model: OnnxModel) -> None:
     assert len(got.tokens) == 1
 
 
+def test_it_stops_at_the_length_that_the_tokenizer_states(model: OnnxModel) -> None:
+    got = generate(model, PROMPT, max_new_tokens=50, length=len(PROMPT) + 3)
+    assert (got.stop, len(got.tokens)) == (Stop.DEFAULT_LENGTH, 3)
+    longer = generate(model, PROMPT, max_new_tokens=5, length=len(PROMPT))
+    assert (longer.stop, len(longer.tokens)) == (Stop.LENGTH, 5), "a prompt as long as that is answered all the same"
+
+
 def test_it_stops_at_the_context_length(model: OnnxModel) -> None:
     prompt = [1] * 2045
     got = generate(BufferedModel(model), prompt, max_new_tokens=50)
