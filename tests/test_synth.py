@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from lfm2export import synth
-from lfm2export.checkpoint import check_tokenizer, open_checkpoint
+from lfm2export.checkpoint import open_checkpoint
 from lfm2export.errors import ConfigError, OutputError, SourceError
 from lfm2export.spec import parse_spec
 from lfm2export.synth import FAMILY, family_config, write_custom, write_synth
+from lfm2export.text.tokenizer_file import check_tokenizer, read_tokenizer_file
 from tiny import tiny_config, write_companions, write_tiny
 
 #: The keys of the released configs.
@@ -103,7 +104,7 @@ def test_a_checkpoint_whole(tmp_path: Path, companions: Path, small_family: None
         progress=lambda stage, done, total, unit: told.append((done, total)),
     )
     checkpoint = open_checkpoint(folder)
-    check_tokenizer(folder, checkpoint.spec.vocab_size)
+    check_tokenizer(read_tokenizer_file(folder), checkpoint.spec.vocab_size)
     assert {tensor.dtype for tensor in checkpoint.tensors.values()} == {"BF16"}
     assert told[-1] == (2 * checkpoint.spec.num_parameters,) * 2
     names = {path.name for path in folder.iterdir()}

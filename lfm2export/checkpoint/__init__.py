@@ -4,11 +4,9 @@ folder     which files there are, and that tensors and config.json agree
 foreign    adapters, wrapped modules and leftovers of quantization: what they are, and how to save a model instead
 header     the header of one safetensors file
 values     its values, a range at a time
-tokenizer  that the tokenizer fits the vocabulary
 """
 
 from lfm2export.checkpoint.folder import EMBEDDING, HEAD, Checkpoint, open_checkpoint
-from lfm2export.checkpoint.tokenizer import check_tokenizer
 from lfm2export.checkpoint.values import StoredTensor
 
-__all__ = ["EMBEDDING", "HEAD", "Checkpoint", "StoredTensor", "check_tokenizer", "open_checkpoint"]
+__all__ = ["EMBEDDING", "HEAD", "Checkpoint", "StoredTensor", "open_checkpoint"]
