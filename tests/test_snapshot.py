@@ -75,7 +75,7 @@ def test_a_link_out_of_the_cache_is_refused(artifact: Path, tmp_path: Path) -> N
     secret.write_bytes(data.read_bytes())
     data.unlink()
     data.symlink_to(secret)
-    with pytest.raises(ArtifactError, match=r"is a link to .*secret, outside"):
+    with pytest.raises(ArtifactError, match=r"is a link to .*, outside"):
         OnnxModel(folder, "q4")
     data.unlink()
     with pytest.raises(ArtifactError, match=r"needs the data file model_q4\.onnx_data, which is not there"):

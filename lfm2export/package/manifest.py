@@ -9,19 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 from lfm2export.contract import MODEL_FILES
 from lfm2export.errors import ArtifactError
+from lfm2export.hub import COMMIT, is_hub_id
 from lfm2export.package.card import without_parity
 from lfm2export.package.graph import read_graph
 from lfm2export.package.model_files import Models, Provenance, WrittenModel
 from lfm2export.progress import Progress, silent
 from lfm2export.spec import ModelSpec
+from lfm2export.untrusted.json_reader import read_object
+from lfm2export.untrusted.paths import find_file, is_plain_path, shown
+from lfm2export.untrusted.records import Mismatch, decode
 
 FILE = "build.json"
 SCHEMA_VERSION = 1
@@ -33,6 +38,11 @@ UNHASHED = (FILE, "parity.json", "parity.md", "parity.html", "consumers.json")
 LIBRARIES = ("jinja2", "ml_dtypes", "numpy", "onnx", "onnx-ir", "onnxscript", "torch", "transformers")
 
 HASH_BYTES = 4 << 20
+
+#: Bytes of a manifest; the formats of a large mixture of experts take 2 MB.
+MAX_BYTES = 16 << 20
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Kind = Literal["missing", "size", "hash", "extra"]
 
@@ -97,21 +107,77 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     Raises:
         ArtifactError: it is damaged, or of a schema that this version does not know.
     """
-    path = folder / FILE
-    if not path.is_file():
+    path = find_file(folder, FILE, ArtifactError)
+    if path is None:
         return None
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} is not valid JSON ({error}); build the artifact again") from error
-    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    remedy = "build the artifact again"
+    found = read_object(path, ArtifactError, remedy, folder=folder, limit=MAX_BYTES)
+    version = found.get("schema_version")
     if version != SCHEMA_VERSION:
-        raise ArtifactError(f"{path} has the schema {version!r}, expected {SCHEMA_VERSION}; use the tool that wrote it")
-    found: dict[str, Any] = manifest
-    files = found.get("files")
-    if not isinstance(files, dict) or not all(_is_entry(name, entry) for name, entry in files.items()):
-        raise ArtifactError(f"{path} lists its files wrongly, expected names inside the folder; build it again")
-    return found
+        raise ArtifactError(
+            f"{path} has the schema {shown(version)}, expected {SCHEMA_VERSION}; use the tool that wrote it"
+        )
+    try:
+        _check(decode(found, _Manifest, FILE))
+    except Mismatch as error:
+        raise ArtifactError(f"{path} is damaged ({error}); {remedy}") from error
+    return found | {"source": found.get("source", {})}
+
+
+@dataclass(frozen=True)
+class _Entry:
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Source:
+    name: str = ""
+    repo_id: str | None = None
+    revision: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    tensors: int = 0
+    parameters: int = 0
+
+
+@dataclass(frozen=True)
+class _Model:
+    file: str = ""
+    chunks: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """The types of what anybody reads from it; `formats` has a reader of its own (`report.formats`)."""
+
+    files: Mapping[str, _Entry]
+    source: _Source = field(default_factory=_Source)
+    models: Mapping[str, _Model] = field(default_factory=dict)
+    recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    libraries: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _check(manifest: _Manifest) -> None:
+    """What the types do not say.
+
+    Raises:
+        Mismatch: a name that is no plain path, a size below 0, no sha256, no hub id or revision.
+    """
+    for name, entry in manifest.files.items():
+        if not is_plain_path(name):
+            raise Mismatch(f"files has {shown(name)}, expected plain names inside the folder")
+        if entry.bytes < 0 or not _SHA256.fullmatch(entry.sha256):
+            raise Mismatch(f"files[{shown(name)}] has no size and sha256")
+    source = manifest.source
+    bad = next((name for name, digest in source.files.items() if not _SHA256.fullmatch(digest)), None)
+    if bad is not None:
+        raise Mismatch(f"source.files[{shown(bad)}] is no sha256")
+    if source.repo_id is not None and not is_hub_id(source.repo_id):
+        raise Mismatch(f"source.repo_id is {shown(source.repo_id)}, expected owner/name")
+    if source.revision is not None and not COMMIT.fullmatch(source.revision):
+        raise Mismatch(f"source.revision is {shown(source.revision)}, expected the hash of a commit")
 
 
 def check_manifest(folder: Path, progress: Progress = silent) -> list[Problem]:
@@ -133,7 +199,12 @@ def check_manifest(folder: Path, progress: Progress = silent) -> list[Problem]:
         progress("hash", done, total, "B")
 
     for name, entry in listed.items():
-        if not (folder / name).is_file():
+        try:
+            there = find_file(folder, name, ArtifactError) is not None
+        except ArtifactError as error:
+            problems.append(Problem("missing", name, str(error)))
+            continue
+        if not there:
             problems.append(Problem("missing", name, f"{name} is missing; build the artifact again"))
             continue
         if name != "README.md" and (folder / name).stat().st_size != entry["bytes"]:
@@ -188,14 +259,3 @@ def _model_entry(folder: Path, spec: ModelSpec, dtype: str, model: WrittenModel)
             {"tensor": found.tensor, "count": found.count, "largest": float(found.largest)} for found in model.overflows
         ],
     }
-
-
-def _is_entry(name: str, entry: Any) -> bool:
-    path = PurePosixPath(name)
-    inside = not path.is_absolute() and ".." not in path.parts and "\\" not in name and ":" not in name
-    return (
-        inside
-        and isinstance(entry, dict)
-        and isinstance(entry.get("bytes"), int)
-        and isinstance(entry.get("sha256"), str)
-    )

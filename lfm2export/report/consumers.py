@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lfm2export.consumers import FILE
+from lfm2export.consumers.result import ConsumerReport, ConsumerResult, Verdict
 from lfm2export.errors import ArtifactError
+from lfm2export.untrusted.json_reader import read_object
+from lfm2export.untrusted.paths import find_file
+from lfm2export.untrusted.records import Mismatch, decode
 
 
 @dataclass(frozen=True)
@@ -29,26 +31,27 @@ def read_consumers(folder: Path) -> list[ConsumerRow]:
     Raises:
         ArtifactError: the file is damaged.
     """
-    path = folder / FILE
-    if not path.is_file():
+    path = find_file(folder, FILE, ArtifactError)
+    if path is None:
         return []
+    remedy = "run check-consumers again, or remove it"
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))["results"]
-        return [_row(result) for result in results]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path} is damaged ({error}); run check-consumers again, or remove it") from error
+        report: ConsumerReport = decode(read_object(path, ArtifactError, remedy, folder=folder), ConsumerReport, FILE)
+    except Mismatch as error:
+        raise ArtifactError(f"{path} is damaged ({error}); {remedy}") from error
+    return [_row(result) for result in report.results]
 
 
-def _row(result: dict[str, Any]) -> ConsumerRow:
-    passed = sum(check["verdict"] == "passed" for check in result["checks"])
-    said = result["reason"] or f"{passed} of {len(result['checks'])} checks"
-    if result["noise"] is not None:
-        said += f", logits within {result['noise']:.2g}"
+def _row(result: ConsumerResult) -> ConsumerRow:
+    passed = sum(check.verdict is Verdict.PASSED for check in result.checks)
+    said = result.reason or f"{passed} of {len(result.checks)} checks"
+    if result.noise is not None:
+        said += f", logits within {result.noise:.2g}"
     return ConsumerRow(
-        consumer=result["consumer"],
-        version=result["version"] or "",
-        dtype=result["dtype"],
-        device=result["device"],
-        verdict=result["verdict"],
+        consumer=result.consumer,
+        version=result.version or "",
+        dtype=result.dtype,
+        device=result.device,
+        verdict=result.verdict.value,
         said=said,
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from lfm2export.errors import ArtifactError
 from lfm2export.package.card import format_in_words
 from lfm2export.package.manifest import FILE, read_manifest
 from lfm2export.untrusted.paths import shown
+from lfm2export.untrusted.records import Mismatch, decode
 
 #: `model.layers.0.feed_forward.w1.weight+w3`
 _MATRIX = re.compile(r"\w+(\.\w+)+(\+\w+)*", re.ASCII)
@@ -54,29 +54,60 @@ def read_formats(folder: Path) -> FormatTable | None:
     manifest = read_manifest(folder)
     if manifest is None or "formats" not in manifest:
         return None
-    found = manifest["formats"]
     try:
-        return FormatTable(
-            target=f"{found['target']['value']:g} {found['target']['unit']}",
-            text=str(found["text"]),
-            tokens=int(found["tokens"]),
-            kld=float(found["predicted_kld"]),
-            rows=tuple(_row(row) for row in found["matrices"]),
-        )
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ArtifactError(f"{folder / FILE}: formats are damaged ({error!r}); build the artifact again") from error
+        found: _Formats = decode(manifest["formats"], _Formats, "formats")
+        for row in found.matrices:
+            if not _MATRIX.fullmatch(row.name) or row.parameters < 1:
+                raise Mismatch(f"a matrix is called {shown(row.name)} and has {row.parameters} weights")
+    except Mismatch as error:
+        raise ArtifactError(f"{folder / FILE}: formats are damaged ({error}); build the artifact again") from error
+    return FormatTable(
+        target=f"{found.target.value:g} {found.target.unit}",
+        text=found.text,
+        tokens=found.tokens,
+        kld=found.predicted_kld,
+        rows=tuple(_row(row) for row in found.matrices),
+    )
 
 
-def _row(row: dict[str, Any]) -> FormatRow:
-    name, parameters = str(row["name"]), int(row["parameters"])
-    if not _MATRIX.fullmatch(name) or parameters < 1:
-        raise ValueError(f"a matrix is called {shown(name)} and has {parameters} weights")
+@dataclass(frozen=True)
+class _Target:
+    value: float
+    unit: str
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """A row of build.json."""
+
+    name: str
+    parameters: int
+    bits: int
+    block_size: int
+    symmetric: bool
+    bytes: int
+    kld: float
+    kld_4_bit: float
+
+
+@dataclass(frozen=True)
+class _Formats:
+    """The entry of build.json."""
+
+    target: _Target
+    text: str
+    tokens: int
+    predicted_kld: float
+    matrices: tuple[_Matrix, ...]
+
+
+def _row(row: _Matrix) -> FormatRow:
     return FormatRow(
-        matrix=name,
-        parameters=parameters,
-        before=float(row["kld_4_bit"]),
-        bits=int(row["bits"]),
-        format=format_in_words(row),
-        bytes=int(row["bytes"]),
-        kld=float(row["kld"]),
+        matrix=row.name,
+        parameters=row.parameters,
+        before=row.kld_4_bit,
+        bits=row.bits,
+        format=format_in_words(asdict(row)),
+        bytes=row.bytes,
+        kld=row.kld,
     )

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from lfm2export.errors import ArtifactError
+from lfm2export.untrusted.json_reader import read_object
+from lfm2export.untrusted.paths import shown
+from lfm2export.untrusted.records import INFINITY, Mismatch, decode
 from lfm2export.verify.results import SCHEMA_VERSION, FileResult, Verification
 
 FILE = "parity.json"
 
-INFINITY = "Infinity"
+#: Bytes of a record: five files of 2.6B with a long text take 4 MB.
+MAX_BYTES = 64 << 20
 
 #: Significant digits: what is measured is float32, of which no figure is known better. All digits double the file.
 DIGITS = 7
@@ -40,33 +43,6 @@ def encode(value: Any) -> Any:
         return {key: encode(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [encode(item) for item in value]
-    return value
-
-
-def decode(value: Any, kind: Any) -> Any:
-    """The inverse of :func:`encode` for a value of type `kind`.
-
-    Raises:
-        TypeError, KeyError, ValueError: the value is none of that type.
-    """
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        if value is None:
-            return None
-        return decode(value, next(argument for argument in arguments if argument is not type(None)))
-    if is_dataclass(kind) and isinstance(kind, type):
-        hints = get_type_hints(kind)
-        return kind(**{field.name: decode(value[field.name], hints[field.name]) for field in fields(kind)})
-    if origin is tuple:
-        return tuple(decode(item, arguments[0]) for item in value)
-    if origin is not None and issubclass(origin, Mapping):
-        return {key: decode(item, arguments[1]) for key, item in value.items()}
-    if isinstance(kind, type) and issubclass(kind, StrEnum):
-        return kind(value)
-    if kind is float:
-        return math.inf if value == INFINITY else float(value)
-    if not isinstance(value, kind):
-        raise TypeError(f"{value!r} is no {kind.__name__}")
     return value
 
 
@@ -99,14 +75,13 @@ def read_parity(path: Path) -> Verification:
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist; run lfm2-export verify on the folder first")
+    remedy = "verify the folder again"
+    document = read_object(path, ArtifactError, remedy, limit=MAX_BYTES)
+    version = document.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ArtifactError(f"{path} has the schema {shown(version)}, expected {SCHEMA_VERSION}; {remedy}")
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        version = document["schema_version"]
-        if version != SCHEMA_VERSION:
-            raise ArtifactError(
-                f"{path} has the schema {version!r}, expected {SCHEMA_VERSION}; verify the folder again"
-            )
-        result: Verification = decode(document, Verification)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ArtifactError(f"{path} is damaged ({error!r}); verify the folder again") from error
+        result: Verification = decode(document, Verification, "parity")
+    except Mismatch as error:
+        raise ArtifactError(f"{path} is damaged ({error}); {remedy}") from error
     return result

@@ -117,9 +117,22 @@ def test_a_damaged_manifest_is_refused(out: Path, tmp_path: Path) -> None:
     bad = [
         ("{", "not valid JSON"),
         (json.dumps(good | {"schema_version": 99}), "schema 99"),
-        (json.dumps(good | {"files": {"../x": {"bytes": 1, "sha256": ""}}}), "inside the folder"),
-        (json.dumps(good | {"files": {"/etc/passwd": {"bytes": 1, "sha256": ""}}}), "inside the folder"),
-        (json.dumps(good | {"files": {"x": 5}}), "inside the folder"),
+        (json.dumps(good | {"files": {"../x": {"bytes": 1, "sha256": "a" * 64}}}), "inside the folder"),
+        (json.dumps(good | {"files": {"/etc/passwd": {"bytes": 1, "sha256": "a" * 64}}}), "inside the folder"),
+        (json.dumps(good | {"files": {"x": 5}}), "is a JSON number, expected an object"),
+        (json.dumps(good | {"files": {"x": {"bytes": -1, "sha256": "a" * 64}}}), "no size and sha256"),
+        (json.dumps(good | {"files": {"x": {"bytes": 1, "sha256": "a" * 63}}}), "no size and sha256"),
+        (json.dumps(good | {"files": {"x": {"bytes": True, "sha256": "a" * 64}}}), "boolean, expected an integer"),
+        (json.dumps(good | {"files": []}), "build.json.files is a JSON list, expected an object"),
+        (json.dumps({"schema_version": 1}), "has no 'files'"),
+        (json.dumps(good | {"source": "x"}), "source is a JSON string"),
+        (json.dumps(good | {"source": {"repo_id": "../x"}}), "repo_id is '../x', expected owner/name"),
+        (json.dumps(good | {"source": {"repo_id": 5}}), "repo_id is a JSON number"),
+        (json.dumps(good | {"source": {"revision": "main; rm"}}), "expected the hash of a commit"),
+        (json.dumps(good | {"source": {"files": {"x": "y"}}}), "is no sha256"),
+        (json.dumps(good | {"models": {"q4": {"file": 5}}}), "file is a JSON number"),
+        (json.dumps(good | {"recipe": [1]}), "recipe is a JSON list"),
+        ("[1]", "holds a JSON list"),
     ]
     for text, message in bad:
         (out / "build.json").write_text(text)
@@ -129,6 +142,18 @@ def test_a_damaged_manifest_is_refused(out: Path, tmp_path: Path) -> None:
     assert read_manifest(out) is None
     with pytest.raises(ArtifactError, match=r"no build\.json"):
         check_manifest(out)
+
+
+def test_no_link_out_of_the_folder_is_followed(out: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    (out / "LICENSE").rename(secret)
+    (out / "LICENSE").symlink_to(secret)
+    (problem,) = check_manifest(out)
+    assert (problem.kind, problem.file) == ("missing", "LICENSE") and "is a link to" in problem.message
+    (out / "build.json").rename(tmp_path / "build.json")
+    (out / "build.json").symlink_to(tmp_path / "build.json")
+    with pytest.raises(ArtifactError, match="is a link to"):
+        read_manifest(out)
 
 
 def test_versions_name_code_and_not_wheels() -> None:
