@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lfm2export.errors import PromptError
+from lfm2export.untrusted.escape import one_line
 from lfm2export.untrusted.json_reader import kind, read_json
 from lfm2export.untrusted.paths import anywhere
 
@@ -71,12 +72,12 @@ def parse_tool_calls(text: str) -> ToolCalls:
     for found in re.finditer(pattern, text, flags=re.DOTALL):
         body = found.group(1).strip()
         if not found.group(2):
-            errors.append(f"the tool call is cut off before {CALL_END}: {_short(body)}")
+            errors.append(_line(f"the tool call is cut off before {CALL_END}: {_short(body)}"))
             continue
         try:
             calls.extend(_parse_block(body))
         except _BadCallError as error:
-            errors.append(f"the tool call cannot be read ({error}): {_short(body)}")
+            errors.append(_line(f"the tool call cannot be read ({_short(str(error))}): {_short(body)}"))
     return ToolCalls(tuple(calls), tuple(errors))
 
 
@@ -131,5 +132,11 @@ def _literal(node: ast.expr, where: str) -> Any:
 
 
 def _short(text: str) -> str:
-    line = " ".join(text.split())
+    line = " ".join(one_line(text).split())
     return line if len(line) <= 100 else line[:97] + "..."
+
+
+def _line(text: str) -> str:
+    """`text` for a person: short, of one line."""
+    text = text.rstrip()
+    return text if len(text) <= 150 else text[:147] + "..."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +45,22 @@ PROBE_TEXTS = (
 
 @dataclass(frozen=True)
 class TokenizerFile:
-    """tokenizer.json: `text` without truncation and padding, the ids of all tokens, and of the added ones alone.
+    """tokenizer.json: the ids of all tokens, and of the added ones alone.
 
     data: the file as an artifact has it: its own bytes, unless it has settings `of_training`, which would cut or fill
     every prompt of a user's.
     """
 
     path: Path
-    text: str = field(repr=False)
     vocabulary: Mapping[str, int] = field(repr=False)
     added: Mapping[str, int] = field(repr=False)
     data: bytes = field(repr=False)
     of_training: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """`data` as a text."""
+        return self.data.decode()
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,11 @@ def read_tokenizer_file(folder: Path) -> TokenizerFile:
             f"{folder} has no tokenizer.json{found}; save the tokenizer beside the weights with "
             "AutoTokenizer.from_pretrained(BASE_MODEL).save_pretrained(FOLDER)"
         )
-    data = read_bytes(path, TokenizerError, MAX_TOKENIZER_BYTES, folder=folder)
+    return _parsed(path, read_bytes(path, TokenizerError, MAX_TOKENIZER_BYTES, folder=folder))
+
+
+@lru_cache(maxsize=2)  # a command asks for token ids, and then for the tokenizer
+def _parsed(path: Path, data: bytes) -> TokenizerFile:
     content = parse_json(data, path, TokenizerError, SAVE_AGAIN)
     if not isinstance(content, dict):
         raise TokenizerError(f"{path} holds a JSON {kind(content)}, expected an object; {SAVE_AGAIN}")
@@ -88,10 +97,10 @@ def read_tokenizer_file(folder: Path) -> TokenizerFile:
     added = _added(path, content.get("added_tokens"))
     _check_ids(path, vocabulary, added)
     of_training = tuple(name for name in OF_TRAINING if content.get(name) is not None)
-    content |= dict.fromkeys(OF_TRAINING)
-    text = json.dumps(content, ensure_ascii=False)
-    written = (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode() if of_training else without_mark(data)
-    return TokenizerFile(path, text, {**vocabulary, **added}, added, written, of_training)
+    if of_training:
+        content |= dict.fromkeys(OF_TRAINING)
+        data = (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode()
+    return TokenizerFile(path, {**vocabulary, **added}, added, without_mark(data), of_training)
 
 
 def check_tokenizer(file: TokenizerFile, vocab_size: int, texts: Sequence[str] = ()) -> None:
@@ -115,7 +124,7 @@ def check_tokenizer(file: TokenizerFile, vocab_size: int, texts: Sequence[str] =
 
 
 def load_tokenizer(file: TokenizerFile) -> Tokenizer:
-    """`file` as a tokenizer of this process, after it was read and tried in another one.
+    """`file` as a tokenizer of this process, without truncation and padding, after it was tried in another one.
 
     Raises:
         TokenizerError: it cannot be read, or fails at encoding plain texts.
@@ -126,6 +135,8 @@ def load_tokenizer(file: TokenizerFile) -> Tokenizer:
     except BaseException as error:
         raise_unless_panic(error)
         raise _unreadable(file.path, str(error)) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     return tokenizer
 
 

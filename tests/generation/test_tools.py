@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lfm2export.errors import PromptError
 from lfm2export.generation.tools import CALL_END, CALL_START, ToolCall, parse_tool_calls, read_tools
+from lfm2export.untrusted.escape import one_line
 
 WEATHER = {"name": "get_weather", "description": "Weather", "parameters": {"type": "object", "properties": {}}}
 
@@ -103,8 +104,16 @@ def test_what_is_written_is_read_back(arguments: list[dict[str, object]]) -> Non
 
 @given(st.text())
 def test_no_text_makes_it_fail(text: str) -> None:
-    parse_tool_calls(text)
-    parse_tool_calls(wrapped(text))
+    for found in (parse_tool_calls(text), parse_tool_calls(wrapped(text)), parse_tool_calls(CALL_START + text)):
+        assert all(len(error) <= 150 and one_line(error) == error for error in found.errors)
+
+
+@pytest.mark.parametrize(
+    "body", ["[f(\x1b[31m", "[" + "g" * 300 + "('x')]", "[f(a=" + "9" * 5000 + ")]", "\x00", "x" * 900]
+)
+def test_errors_are_short_lines(body: str) -> None:
+    (error,) = parse_tool_calls(wrapped(body)).errors
+    assert len(error) <= 150 and one_line(error) == error
 
 
 def test_tool_files(tmp_path: Path) -> None:
