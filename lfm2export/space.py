@@ -14,16 +14,14 @@ from lfm2export.recipes import RECIPES, Options, formats
 from lfm2export.spec import ModelSpec
 from lfm2export.weights import BlockFormat
 
-#: The smallest format that a target's matrices may get (of `sensitivity.formats.candidates`).
+#: The smallest and the largest format that a target's matrices may get (of `sensitivity.formats.candidates`).
 SMALLEST = BlockFormat(4, 128, symmetric=True)
+LARGEST = BlockFormat(8, 32, symmetric=True)
 
 
 def least_bytes(spec: ModelSpec, dtype: str, options: Options) -> int:
     """Bytes of the weights of one file: what is certain before its graph is known. The file has a little more."""
-    listed = matrices(spec)
-    stacked = {part for matrix in listed for part in matrix.parts}
-    others = sum(math.prod(shape) for name, shape in spec.source_tensors().items() if name not in stacked)
-    return others * _item(dtype) + sum(_stored(matrix, dtype, options) for matrix in listed)
+    return _other_bytes(spec, dtype) + sum(_stored(matrix, dtype, options) for matrix in matrices(spec))
 
 
 def least_calibrated_bytes(spec: ModelSpec, dtypes: Sequence[str], options: Options) -> int:
@@ -61,11 +59,20 @@ def check_target_size(spec: ModelSpec, dtypes: Sequence[str], options: Options) 
         return
     least = max(least_bytes(spec, dtype, options) for dtype in dtypes if RECIPES[dtype].body_bits == 4)
     if options.target.limit(spec.num_parameters) < least:
-        shown = options.target.shown(least, spec.num_parameters, math.ceil)
+        largest = sum(matrix.rows * row_bytes(LARGEST, matrix.columns) for matrix in matrices(spec))
+        most = max(_other_bytes(spec, dtype) + largest for dtype in dtypes if RECIPES[dtype].body_bits == 4)
+        low, high = (options.target.shown(size, spec.num_parameters, math.ceil) for size in (least, most))
         raise Lfm2ExportError(
-            f"the target of {options.target.value:g} {options.target.unit} is less than any choice takes: the weights "
-            f"alone take {shown} {options.target.unit}; ask for more"
+            f"the target of {options.target.value:g} {options.target.unit} is less than any choice takes: possible are "
+            f"about {low} to {high} {options.target.unit}; ask for one between"
         )
+
+
+def _other_bytes(spec: ModelSpec, dtype: str) -> int:
+    """Bytes of what is in no matrix: norms, kernels of convolutions, biases."""
+    stacked = {part for matrix in matrices(spec) for part in matrix.parts}
+    values = sum(math.prod(shape) for name, shape in spec.source_tensors().items() if name not in stacked)
+    return values * _item(dtype)
 
 
 def _stored(matrix: Matrix, dtype: str, options: Options) -> int:

@@ -65,7 +65,9 @@ def test_a_folder_without_a_choice_has_no_table(tmp_path: Path) -> None:
     assert read_formats(tmp_path) is None
     (tmp_path / FILE).write_text(json.dumps({"schema_version": SCHEMA_VERSION, "files": {}}))
     assert read_formats(tmp_path) is None
-    for changed in ({"matrices": [{}]}, {"tokens": None}, {"target": "small"}):
+    row = formats()["matrices"][0]
+    damaged = [row | {"name": "table"}, row | {"name": "<b>.x"}, row | {"parameters": 0}]
+    for changed in (*({"matrices": [one]} for one in ({}, *damaged)), {"tokens": None}, {"target": "small"}):
         with pytest.raises(ArtifactError, match="formats are damaged"):
             read_formats(write(tmp_path, **changed))
 

@@ -96,6 +96,13 @@ def test_page_is_reproducible(failing: Verification, text: str) -> None:
     assert page.render(failing, SIZES) == text
 
 
+def test_names_from_a_file_are_no_formulas(good: Verification) -> None:
+    """matplotlib reads what stands between two dollars as one, and stops at what is none."""
+    files = tuple(replace(file, dtype=f"$\\f{{$<b>{file.dtype}") for file in good.files)
+    found = page.render(replace(good, files=files), {})
+    assert "$\\f{$&lt;b&gt;q4" in found and "<b>q4" not in found
+
+
 def test_page_without_files(good: Verification) -> None:
     Page(page.render(replace(good, files=()), {}))
 

@@ -107,7 +107,7 @@ def test_what_cannot_be_is_refused(source: Path, tmp_path: Path) -> None:
         source, out, "--target-size", "1", "--dtype", "q8"
     )
     message = refused(source, out, "--target-bpw", "1", "--quantizer", "round")
-    assert "the target of 1 bits per weight is less than any choice takes: possible are " in message
+    assert "the target of 1 bits per weight is less than any choice takes: possible are about " in message
     assert "add --calibrate" in refused(source, out, "--calibration-text", "self")
 
 
