@@ -54,6 +54,6 @@ def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     free = [needed, needed - 1]
     monkeypatch.setattr("lfm2export.space.shutil.disk_usage", lambda path: usage._replace(free=free.pop(0)))
     check_space(tmp_path / "new" / "out", TINY, ["fp32", "q4"], Options())
-    with pytest.raises(OutputError, match=f"fp32, q4 need at least 0 MB and {tmp_path} has 0 MB free") as refused:
+    with pytest.raises(OutputError, match=f"fp32, q4 need at least 1 MB and {tmp_path} has 1 MB free") as refused:
         check_space(tmp_path / "new" / "out", TINY, ["fp32", "q4"], Options())
     assert "\n" not in str(refused.value)
