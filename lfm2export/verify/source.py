@@ -12,7 +12,7 @@ from typing import Any
 
 from lfm2export.checkpoint import Checkpoint, open_checkpoint
 from lfm2export.errors import ArtifactError
-from lfm2export.hub import COMMIT, SHIPPED_NAME, ResolvedSource, cached_source, is_hub_id, local_folder, resolve_source
+from lfm2export.hub import SHIPPED_NAME, ResolvedSource, cached_source, local_folder, resolve_source
 from lfm2export.package.manifest import read_manifest
 from lfm2export.progress import Progress, silent
 from lfm2export.spec import ModelSpec, parse_spec, read_config
@@ -46,7 +46,8 @@ def find_source(
         ArtifactError: there is nothing to compare with, or the checkpoint has another architecture than the artifact.
         SourceError and its kinds: the checkpoint cannot be used.
     """
-    stated = _stated(folder)
+    manifest = read_manifest(folder)  # which has checked every word of it
+    stated: Mapping[str, Any] | None = None if manifest is None else manifest["source"]
     if reference is not None:
         found, origin = _given(str(reference), stated, progress), "given"
     else:
@@ -63,23 +64,10 @@ def find_source(
     return Source(checkpoint, found.name, origin, matches)
 
 
-def _stated(folder: Path) -> Mapping[str, Any] | None:
-    """What build.json says of the source; None without build.json."""
-    manifest = read_manifest(folder)
-    if manifest is None:
-        return None
-    stated = manifest.get("source")
-    if not isinstance(stated, dict):
-        raise ArtifactError(
-            f"{folder}/build.json has {shown(stated)} as source, expected an object; build the artifact again"
-        )
-    return stated
-
-
 def _given(reference: str, stated: Mapping[str, Any] | None, progress: Progress) -> ResolvedSource:
     """The caller's own choice; where build.json names the same repository, the commit that it was made from."""
     commit = (stated or {}).get("revision")
-    same = stated is not None and stated.get("repo_id") == reference and _is_commit(commit)
+    same = stated is not None and stated.get("repo_id") == reference
     return resolve_source(reference, commit if same and local_folder(reference) is None else None, progress)
 
 
@@ -89,10 +77,9 @@ def _named(folder: Path, stated: Mapping[str, Any] | None) -> tuple[ResolvedSour
         raise ArtifactError(f"{folder} has no build.json to say what it was made from; name the model with --reference")
     repo_id, commit, name = (stated.get(key) for key in ("repo_id", "revision", "name"))
     if repo_id is not None:
-        if not is_hub_id(repo_id) or not _is_commit(commit):
+        if commit is None:
             raise ArtifactError(
-                f"{folder}/build.json names the model {shown(repo_id)} at {shown(commit)}, expected a hub id and a "
-                "commit of 40 digits; name the model with --reference"
+                f"{folder}/build.json names the model {repo_id} without a commit; name the model with --reference"
             )
         found = cached_source(repo_id, commit)
         if found is None:
@@ -107,10 +94,6 @@ def _named(folder: Path, stated: Mapping[str, Any] | None) -> tuple[ResolvedSour
         f"{folder} was made from a folder called {shown(name)}, whose place build.json does not say; name it with "
         "--reference"
     )
-
-
-def _is_commit(value: object) -> bool:
-    return isinstance(value, str) and COMMIT.fullmatch(value) is not None
 
 
 def _check_same_architecture(folder: Path, spec: ModelSpec) -> None:

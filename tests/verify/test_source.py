@@ -96,12 +96,21 @@ def test_the_callers_word_takes_the_commit_of_build_json(
     assert asked == [(ID, COMMIT), ("someone/else", None)]
 
 
-@pytest.mark.parametrize("revision", ["main", "../../x", None, 7, COMMIT.upper(), COMMIT + "\n"])
-def test_a_revision_that_is_no_commit_counts_for_nothing(
+@pytest.mark.parametrize("revision", ["main", "../../x", 7, COMMIT.upper(), COMMIT + "\n"])
+def test_a_revision_that_is_no_commit(
     artifact: Callable[..., Path], asked: list[tuple[str, str | None]], cached: None, revision: object
 ) -> None:
     folder = artifact(repo_id=ID, revision=revision)
-    assert "expected a hub id and a commit of 40 digits" in refusal(folder)
+    for reference in (None, ID):
+        assert "source.revision is " in refusal(folder, reference)
+    assert asked == []
+
+
+def test_an_id_without_a_commit(artifact: Callable[..., Path], asked: list[tuple[str, str | None]]) -> None:
+    folder = artifact(repo_id=ID, revision=None)
+    assert (
+        refusal(folder) == f"{folder}/build.json names the model {ID} without a commit; name the model with --reference"
+    )
     find_source(folder, ID)
     assert asked == [(ID, None)]
 
@@ -110,7 +119,7 @@ def test_a_revision_that_is_no_commit_counts_for_nothing(
 def test_an_id_that_is_none(
     artifact: Callable[..., Path], asked: list[tuple[str, str | None]], repo_id: object
 ) -> None:
-    assert "expected a hub id and a commit" in refusal(artifact(repo_id=repo_id, revision=COMMIT))
+    assert "source.repo_id is " in refusal(artifact(repo_id=repo_id, revision=COMMIT))
     assert asked == []
 
 
@@ -139,12 +148,16 @@ def test_a_source_that_is_no_object(artifact: Callable[..., Path], source: objec
     manifest = json.loads((folder / "build.json").read_text())
     manifest["source"] = source
     (folder / "build.json").write_text(json.dumps(manifest))
-    assert "as source, expected an object" in refusal(folder)
+    assert "source is " in refusal(folder) and "expected an object" in refusal(folder)
 
 
 @pytest.mark.parametrize("files", [["a"], "x", {"model.safetensors": 7}, {"../x": "y"}])
-def test_files_that_are_no_hashes_do_not_match(artifact: Callable[..., Path], tiny_source: Path, files: object) -> None:
-    assert find_source(artifact(files=files), tiny_source).matches is False
+def test_files_that_are_no_hashes(artifact: Callable[..., Path], tiny_source: Path, files: object) -> None:
+    assert "source.files" in refusal(artifact(files=files), str(tiny_source))
+
+
+def test_files_of_other_weights_do_not_match(artifact: Callable[..., Path], tiny_source: Path) -> None:
+    assert find_source(artifact(files={"model.safetensors": "0" * 64}), tiny_source).matches is False
 
 
 def test_no_such_reference(artifact: Callable[..., Path]) -> None:
