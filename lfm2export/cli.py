@@ -138,12 +138,9 @@ def report(folder: Path, junit: Path | None) -> None:
     Example:
       lfm2-export report ./my-lfm2-ONNX
     """
-    from lfm2export.report import render_again
+    from lfm2export.commands import run_report
 
-    check_folder(folder)
-    verification, _ = render_again(folder, junit_file=junit)
-    say(f"{folder}: {verification.verdict.value}")
-    _end(verification.passed)
+    _end(run_report(folder, junit))
 
 
 @main.command("check-consumers")

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from lfm2export.generation.loop import Generated
     from lfm2export.generation.sampling import Sampler
     from lfm2export.inspection import Inspection
+    from lfm2export.pipeline import BuildReport, Check
+    from lfm2export.progress import Progress
     from lfm2export.recipes import Calibration, ProfileName, Target
+    from lfm2export.verify.results import Verification
 
 
 def run_build(
@@ -45,7 +48,7 @@ def run_build(
     calibration_tokens: int | None,
     **options: Any,
 ) -> bool:
-    """Build, say in a few lines what was made, and verify it; whether it is good."""
+    """Build, verify before the artifact takes its place, and say in a few lines what was made; whether it is good."""
     from lfm2export.pipeline import build
     from lfm2export.recipes import profiled
 
@@ -59,6 +62,7 @@ def run_build(
         target=_target(target_bpw, target_size, calibration_text),
         **options,
     )
+    verified: list[Verification] = []
     with progress_on_stderr(quiet) as progress:
         report = build(
             source,
@@ -68,8 +72,43 @@ def run_build(
             out=output,
             force=force,
             threads=threads,
+            check=_quick_check(verified, progress) if verify else None,
             progress=progress,
         )
+    _show_built(report)
+    for found in verified:
+        _show_verified(found)
+    _show_place(report)
+    return report.passed is not False
+
+
+def _quick_check(verified: list[Verification], progress: Progress) -> Check:
+    """The check of a build: the quick verification, its report written beside the new files, its result to `verified`.
+
+    The report calls the folder what it will be called.
+    """
+
+    def check(folder: Path, built: BuildReport) -> bool:
+        from lfm2export.report import write_report
+        from lfm2export.verify.run import verify_artifact
+
+        found = verify_artifact(
+            folder,
+            reference=built.source.folder,
+            dtypes=tuple(built.models),
+            quick=True,
+            just_built=True,
+            name=built.folder.resolve().name,
+            progress=progress,
+        )
+        write_report(folder, found)
+        verified.append(found)
+        return found.passed
+
+    return check
+
+
+def _show_built(report: BuildReport) -> None:
     for dtype, model in report.models.items():
         size = sum(file.bytes for file in model.files)
         bits = 8 * size / report.spec.num_parameters
@@ -84,17 +123,21 @@ def run_build(
         say(report.selection.summary())
     if report.calibrated is not None:
         say(report.calibrated.summary())
+
+
+def _show_place(report: BuildReport) -> None:
+    """Where the artifact is, what of the replaced one was not as it had been built, and what to read."""
+    if report.edited:
+        say(f"replaced although edited since it was built: {', '.join(report.edited)}", err=True)
+    if report.passed is False:
+        say(
+            f"parity failed: the new artifact is kept as {report.folder}, and its place is as it was; see "
+            f"{report.folder / 'parity.html'}"
+        )
+        return
     say(f"{report.folder} is complete ({report.seconds:.1f} s)")
-    if not verify:
-        return True
-    return run_verify(
-        report.folder,
-        reference=report.source.folder,
-        dtypes=tuple(report.models),
-        quick=True,
-        just_built=True,
-        quiet=quiet,
-    )
+    if report.passed:
+        say(f"parity passed: see {report.folder / 'parity.html'}")
 
 
 def _calibration(calibrate: bool, text: str | None, tokens: int | None, targeted: bool) -> Calibration | None:
@@ -126,36 +169,53 @@ def run_verify(
     **options: Any,
 ) -> bool:
     """Verify, write the report, and say the verdict of every file; whether all passed."""
+    from lfm2export.locking import locked
     from lfm2export.report import write_report
     from lfm2export.report.facts import reference_line
     from lfm2export.verify.run import verify_artifact
 
     texts = _lines(prompts) if prompts is not None else None
-    with progress_on_stderr(quiet) as progress:
+    with progress_on_stderr(quiet) as progress, locked(folder):
         found = verify_artifact(folder, dtypes=tuple(dtypes) or None, prompts=texts, progress=progress, **options)
-    write_report(folder, found, junit_file=junit)
-    if not options.get("just_built"):
-        click.echo(reference_line(found))
+        write_report(folder, found, junit_file=junit)
+    say(reference_line(found))
+    _show_verified(found)
+    say(f"parity {found.verdict.value}: see {folder / 'parity.html'}")
+    return found.passed
+
+
+def _show_verified(found: Verification) -> None:
     for file in found.files:
         say(f"{file.dtype:<6} {file.verdict.value}  {file.file}  ({file.seconds:.1f} s)")
         for failure in file.failures[:5]:
             say(f"       {failure.message}", err=True)
-    say(f"parity {found.verdict.value}: see {folder / 'parity.html'}")
-    return found.passed
+
+
+def run_report(folder: Path, junit: Path | None) -> bool:
+    """Write the report of what was measured again; whether all passed."""
+    from lfm2export.locking import locked
+    from lfm2export.report import render_again
+
+    check_folder(folder)
+    with locked(folder):
+        verification, _ = render_again(folder, junit_file=junit)
+    say(f"{folder}: {verification.verdict.value}")
+    return verification.passed
 
 
 def run_consumers(folder: Path, dtypes: Sequence[str], consumers: Sequence[str], as_json: bool) -> bool:
     """Run the installed consumers, put their verdicts into the parity report if there is one; whether all is good."""
     from lfm2export.consumers import run_check_consumers
+    from lfm2export.locking import locked
     from lfm2export.report import render_again
     from lfm2export.verify.document import FILE as PARITY
 
-    with progress_on_stderr() as progress:
+    with progress_on_stderr() as progress, locked(folder):
         good = run_check_consumers(
             folder, dtypes=dtypes, consumers=consumers, as_json=as_json, show=say_text, progress=progress
         )
-    if (folder / PARITY).is_file():
-        render_again(folder)
+        if (folder / PARITY).is_file():
+            render_again(folder)
     return good
 
 

@@ -39,6 +39,10 @@ class OutputError(Lfm2ExportError):
     """The output folder cannot be written: it exists, lies inside the source, is read-only, or the disk is full."""
 
 
+class BusyError(OutputError):
+    """Another command is at work in the folder."""
+
+
 class GraphError(FaultError):
     """The traced graph is not what a pass or the contract expects: a fusion fired too rarely, an input is missing."""
 

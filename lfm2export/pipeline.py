@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,11 @@ AHEAD_FOLDER = ".ahead"
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build made: `folder` is complete. seconds: wall time of the whole build."""
+    """What a build made: `folder` is complete. seconds: wall time of the whole build.
+
+    passed: what the check said, None without one; where it is False, `folder` is beside the output, which is as it was.
+    edited: files of the replaced artifact that somebody had changed since they were built.
+    """
 
     folder: Path
     source: ResolvedSource
@@ -51,6 +55,13 @@ class BuildReport:
     seconds: float
     calibrated: Calibrated | None = None
     selection: Selection | None = None
+    passed: bool | None = None
+    edited: tuple[str, ...] = ()
+
+
+#: Whether a new artifact may take its place. It is given the folder where that lies meanwhile, in which it may write,
+#: and the report, whose `folder` is the place.
+Check = Callable[[Path, BuildReport], bool]
 
 
 def build(
@@ -62,6 +73,7 @@ def build(
     out: Path | None = None,
     force: bool = False,
     threads: int | None = None,
+    check: Check | None = None,
     progress: Progress = silent,
 ) -> BuildReport:
     """Turn a checkpoint into an artifact folder.
@@ -70,12 +82,14 @@ def build(
         source: a folder, a hub id, or None for the shipped model; `revision` pins a hub id.
         dtypes: rows of `recipes.RECIPES`; they share one trace.
         out: the folder to make, by default ./<name of the source>-ONNX. It appears when it is whole, or not at all.
-        force: replace an artifact that is already there.
+        force: replace an artifact that is already there, if nothing else is in it.
         threads: workers that evaluate and write weights, by default one a core.
+        check: looks at the artifact before it takes its place; one that it refuses is kept as <out>.failed.
 
     Raises:
         SourceError, ConfigError, TensorError, TokenizerError, HubError: the checkpoint cannot be used.
-        OutputError: the output cannot be written.
+        OutputError: the output cannot be written, or holds something else than an artifact.
+        BusyError: another command works in the output.
         GraphError: the installed libraries trace another graph than the pinned ones.
         PromptError: there is no text to calibrate on.
         Lfm2ExportError: a target that no choice of formats meets.
@@ -102,7 +116,8 @@ def build(
     check_space(out, spec, dtypes, options)
     check_target_size(spec, dtypes, options)
     read_text = _text(checkpoint, options)  # the last that can be known: from here on the machine works
-    with staged_output(out, force=force, source=found.folder) as folder, ThreadPoolExecutor(1) as background:
+    with staged_output(out, force=force, source=found.folder) as staged, ThreadPoolExecutor(1) as background:
+        folder = staged.folder
         hashes = background.submit(checkpoint.hash_files)  # reads the files while the graph is traced
         progress("trace", 0, None, "graph")
         from lfm2export.ahead import quantized_ahead
@@ -141,7 +156,13 @@ def build(
             formats=selection.described() if selection is not None else None,
         )
         write_package(folder, inputs, spec, models, provenance)
-    return BuildReport(out, found, spec, models, time.monotonic() - started, calibrated, selection)
+        report = BuildReport(out, found, spec, models, time.monotonic() - started, calibrated, selection)
+        if check is not None:
+            report = replace(report, passed=check(folder, report))
+            if not report.passed:
+                staged.reject()
+    place = out if staged.passed else staged.place
+    return replace(report, folder=place, seconds=time.monotonic() - started, edited=staged.edited)
 
 
 def _ordered(dtypes: Sequence[str]) -> list[str]:

@@ -1,89 +1,138 @@
-"""The output folder appears whole or not at all: it is written beside its place, then renamed into it.
+"""A folder is written beside its place, then renamed into it: it is the old one or the new one, whole.
 
-    .NAME.1f3a9c02.partial/   being written, locked by its writer
-    NAME/                     the finished folder: the old one until the rename, the new one after it
+    .NAME.lfm2export.partial/           locked by its writer, so that there is one
+    .NAME.lfm2export.partial/1f3a9c02/  being written; another name each time, so that a worker of a build that was
+                                        killed finds nothing to write into
+    NAME/                               the finished folder: the old one until the rename, the new one after it
+    NAME.failed/                        a new folder that its check refused; NAME is as it was
 
 A folder that exists is exchanged for the new one in a single system call where the kernel has it (Linux renameat2), so
 a kill at any moment leaves the old folder or the new one. Elsewhere there are two renames; a kill between them leaves
-the old one as `.NAME.*.old`, which the next build puts back. What a killed build left behind, the next one removes.
+the old one as `.NAME.lfm2export.old`, which the next build puts back. What a killed build left behind, the next one
+removes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
+import itertools
 import os
 import secrets
 import shutil
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from lfm2export.errors import OutputError
-
-#: Files up to this size are flushed to the disk before the rename: configs, tokenizer, graphs. Flushing larger ones
-#: would take as long as writing them; the manifest's hashes tell whether a power failure damaged one.
-FLUSHED_BYTES = 8 << 20
+from lfm2export.atomic import exchange, flush_folder, flush_tree
+from lfm2export.errors import BusyError, Lfm2ExportError, OutputError
+from lfm2export.locking import lock
+from lfm2export.ownership import check_replaceable, edited_files
 
 #: errno values that mean "this disk", whatever file the failing call named.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 _ACCESS = {errno.EACCES, errno.EPERM}
 
+#: What raises where a folder holds anything that is not to be replaced.
+CheckReplaceable = Callable[[Path], None]
+
+
+@dataclass
+class Staged:
+    """folder: to write into. place: where that will be, and is after the block. edited: files of the folder which it
+    replaced that somebody had changed.
+    """
+
+    folder: Path
+    place: Path
+    passed: bool = True
+    edited: tuple[str, ...] = ()
+
+    def reject(self) -> None:
+        """The folder is complete but no good: it becomes `place`.failed, and what is at `place` stays."""
+        self.passed = False
+
 
 @contextlib.contextmanager
-def staged_output(out: Path, *, force: bool, source: Path | None = None) -> Iterator[Path]:
-    """Yield an empty folder to write into; when the block ends well it becomes `out`, in one step.
+def staged_output(
+    out: Path, *, force: bool, source: Path | None = None, replaceable: CheckReplaceable = check_replaceable
+) -> Iterator[Staged]:
+    """Yield an empty folder to write into; when the block ends well it becomes `out`, in one step, all on the disk.
 
     When it raises (KeyboardInterrupt too), the staging folder and any parents made for it go and `out` is as before.
 
     Args:
-        force: replace `out` if it is an artifact of this tool, or empty.
+        force: replace `out` if it is an artifact of this tool, with nothing else in it, or empty.
         source: the checkpoint that is read meanwhile; `out` may neither contain it nor lie inside it.
+        replaceable: what tells whether `out` may be replaced, for folders other than artifacts.
 
     Raises:
         OutputError: before the block, `out` cannot be used; during it, the disk is full or read-only.
+        BusyError: another command writes into `out`.
     """
-    check_output(out, force=force, source=source)
+    check_output(out, force=force, source=source, replaceable=replaceable)
     out = _place(out)
     made: list[Path] = []
-    lock: int | None = None
-    staging: Path | None = None
+    workplace: Path | None = None
+    staged: Staged | None = None
     done = False
-    try:
-        _make_parents(out.parent, made)
-        _recover(out)
-        staging, lock = _make_staging(out)
-        yield staging
-        _flush(staging)
-        _move_into_place(staging, out, force)
-        done = True
-    except OSError as error:
-        raise _translated(error, out, staging) or error from error
-    finally:
-        if not done:
-            if staging is not None:
-                shutil.rmtree(staging, ignore_errors=True)
-            for folder in reversed(made):
-                with contextlib.suppress(OSError):  # somebody else put a file there meanwhile: it stays
-                    folder.rmdir()
-        if lock is not None:
-            os.close(lock)
+    with contextlib.ExitStack() as locks:
+        try:
+            _make_parents(out.parent, made)
+            workplace = _open_workplace(out, locks)
+            folder = workplace / secrets.token_hex(4)
+            folder.mkdir()
+            staged = Staged(folder, out)
+            _recover(out)
+            _hold(out, locks, force, replaceable)
+            yield staged
+            _flush(folder, out)
+            if staged.passed:
+                if out.exists():  # it may have appeared, or changed, since the first check
+                    _check_replaceable(out, force, replaceable)
+                staged.edited = edited_files(out) if out.exists() else ()
+            else:
+                staged.place = _failed_place(out, locks, replaceable)
+            _move(folder, staged.place, replaceable)
+            done = True
+        except OSError as error:
+            raise _translated(error, out, staged.folder if staged is not None else None) or error from error
+        except Lfm2ExportError as error:
+            if staged is not None:  # nobody finds the staging folder afterwards
+                error.args = tuple(str(part).replace(str(staged.folder), str(out)) for part in error.args)
+            raise
+        finally:
+            if workplace is not None:
+                if staged is not None and not done:
+                    _remove(staged.folder)
+                with contextlib.suppress(OSError):  # where nothing can be locked, another build may be in it
+                    workplace.rmdir()
+            if not done:
+                for parent in reversed(made):
+                    with contextlib.suppress(OSError):  # somebody else put a file there meanwhile: it stays
+                        parent.rmdir()
 
 
-def check_output(out: Path, *, force: bool, source: Path | None = None) -> None:
+def check_output(
+    out: Path, *, force: bool, source: Path | None = None, replaceable: CheckReplaceable = check_replaceable
+) -> None:
     """Whether `out` may be written, before any work is done.
 
     Raises:
         OutputError: it exists (without `force`), is no folder, is not this tool's to replace, overlaps with the source,
             or its parent cannot be written to.
+        BusyError: another command writes into it.
     """
     try:
         out = _place(out)
         if source is not None:
             _check_overlap(out, source.resolve())
         if out.exists():
-            _check_replaceable(out, force)
+            _check_replaceable(out, force, replaceable)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            _release(_lock_workplace(_workplace(out), out))
+        if out.exists():
+            _release(lock(out))
         parent = _nearest_folder(out)
     except OSError as error:  # a name too long, a folder that may not be entered
         raise _unusable(error, out) from error
@@ -91,15 +140,6 @@ def check_output(out: Path, *, force: bool, source: Path | None = None) -> None:
         raise OutputError(f"{parent} is a file, so {out} cannot be created; choose another output with -o")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"{parent} is not writable; choose another output with -o, or change its permissions")
-
-
-def is_artifact(folder: Path) -> bool:
-    """Whether `folder` looks like an output of this tool: a manifest, or a config beside ONNX models."""
-    if not (folder / "onnx").is_dir():
-        return False
-    if (folder / "build.json").is_file():
-        return True
-    return (folder / "config.json").is_file() and any((folder / "onnx").glob("model*.onnx"))
 
 
 def _place(out: Path) -> Path:
@@ -116,18 +156,12 @@ def _check_overlap(out: Path, source: Path) -> None:
         raise OutputError(f"the source {source} lies inside the output {out}; choose another output with -o")
 
 
-def _check_replaceable(out: Path, force: bool) -> None:
+def _check_replaceable(out: Path, force: bool, replaceable: CheckReplaceable) -> None:
     if not out.is_dir():
         raise OutputError(f"{out} exists and is not a folder; choose another output with -o")
     if not force:
         raise OutputError(f"{out} already exists; pass --force to replace it, or choose another output with -o")
-    if (out / ".git").exists():
-        raise OutputError(f"{out} is a git checkout, whose history --force would delete; build elsewhere and copy")
-    if any(out.iterdir()) and not is_artifact(out):
-        raise OutputError(
-            f"{out} is neither empty nor an artifact of this tool (no build.json and onnx/ in it), so --force does not "
-            "replace it; choose another output with -o"
-        )
+    replaceable(out)
 
 
 def _nearest_folder(out: Path) -> Path:
@@ -143,128 +177,127 @@ def _make_parents(folder: Path, made: list[Path]) -> None:
         made.append(parent)
 
 
-def _make_staging(out: Path) -> tuple[Path, int | None]:
-    """A new staging folder and the descriptor that holds its lock (None where folders cannot be locked)."""
-    while True:
-        staging = out.parent / f".{out.name}.{secrets.token_hex(4)}.partial"
-        staging.mkdir()
-        lock = _lock(staging)
-        if lock is None or _is_open_folder(lock, staging):
-            return staging, lock
-        os.close(lock)  # a cleaner saw it before it was locked and removed it: take another
+def _workplace(out: Path) -> Path:
+    return out.with_name(f".{out.name}.lfm2export.partial")
 
 
-def _lock(folder: Path) -> int | None:
-    """A descriptor that locks `folder` until it is closed or the process dies; None if another process holds the lock.
+def _old_folder(out: Path) -> Path:
+    return out.with_name(f".{out.name}.lfm2export.old")
 
-    Raises nothing where locks are not to be had (some network disks, Windows): None as well, so such a folder is never
-    taken for abandoned.
+
+def _open_workplace(out: Path, locks: contextlib.ExitStack) -> Path:
+    """The folder to write in, locked until `locks` closes; what a killed build left in it is removed.
+
+    Raises:
+        BusyError: another process writes into it.
     """
-    if sys.platform == "win32":
-        return None
-    import fcntl
+    folder = _workplace(out)
+    while True:
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+        if folder.is_symlink() or not folder.is_dir():
+            raise OutputError(f"{folder} is in the way; remove it, or choose another output with -o")
+        try:
+            held = _lock_workplace(folder, out)
+        except FileNotFoundError:  # of a build that has just ended
+            continue
+        if held is not None:  # without locks, nobody knows whether what is there is in use
+            locks.callback(_release, held)
+            for entry in folder.iterdir():
+                _remove(entry)
+        return folder
 
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a folder, of which what cannot be removed stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
-def _is_open_folder(descriptor: int, folder: Path) -> bool:
+def _lock_workplace(folder: Path, out: Path) -> int | None:
     try:
-        return os.path.samestat(os.fstat(descriptor), folder.stat())
-    except OSError:
-        return False
+        return lock(folder)
+    except BusyError as error:
+        raise BusyError(f"another build into {out} is running; wait until it has ended") from error
+
+
+def _hold(out: Path, locks: contextlib.ExitStack, force: bool, replaceable: CheckReplaceable) -> None:
+    """Lock a folder that is to be replaced, so that no other command starts work in it."""
+    if out.exists():
+        locks.callback(_release, lock(out))
+        _check_replaceable(out, force, replaceable)
+
+
+def _release(held: int | None) -> None:
+    if held is not None:
+        os.close(held)
 
 
 def _recover(out: Path) -> None:
-    """Put back what a kill between two renames left, and remove the staging folders of processes that are gone."""
-    for old in _siblings(out, "old"):
-        if out.exists():
+    """Put back, or remove, what a kill left of an exchange by two renames; the staging folder is locked."""
+    for place in (out, *_failed_names(out, 1)):
+        old = _old_folder(place)
+        if not old.is_dir() or old.is_symlink():
+            continue
+        if place.exists():
             shutil.rmtree(old, ignore_errors=True)
         else:
-            old.rename(out)
-    for partial in _siblings(out, "partial"):
-        lock = _lock(partial)
-        if lock is None:
+            old.rename(place)
+
+
+def _failed_names(out: Path, count: int | None = None) -> Iterator[Path]:
+    names = itertools.chain((f"{out.name}.failed",), (f"{out.name}.failed.{number}" for number in itertools.count(2)))
+    return (out.with_name(name) for name in itertools.islice(names, count))
+
+
+def _failed_place(out: Path, locks: contextlib.ExitStack, replaceable: CheckReplaceable) -> Path:
+    """Where a folder that did not pass is kept: the first name that is free, or holds nothing but such a folder.
+
+    Somebody's own OUT.failed is no reason to lose what took minutes to make.
+    """
+    for place in _failed_names(out):
+        if place.is_symlink() or (place.exists() and not place.is_dir()):
             continue
-        if _is_open_folder(lock, partial):
-            shutil.rmtree(partial, ignore_errors=True)
-        os.close(lock)
+        try:
+            _hold(place, locks, True, replaceable)
+        except OutputError:
+            continue
+        return place
+    raise AssertionError("names do not end")
 
 
-def _siblings(out: Path, suffix: str) -> list[Path]:
-    """The folders `.NAME.<8 hexadecimal digits>.SUFFIX` beside `out`."""
-    start, end = f".{out.name}.", f".{suffix}"
-    return sorted(
-        path
-        for path in out.parent.iterdir()
-        if path.name.startswith(start)
-        and path.name.endswith(end)
-        and len(token := path.name[len(start) : -len(end)]) == 8
-        and all(digit in "0123456789abcdef" for digit in token)
-        and path.is_dir()
-        and not path.is_symlink()
-    )
-
-
-def _move_into_place(staging: Path, out: Path, force: bool) -> None:
-    if out.exists():
-        _check_replaceable(out, force)  # it may have appeared, or changed, since the first check
-    if not out.exists():
-        staging.rename(out)
-    elif _exchange(staging, out):
+def _move(staging: Path, place: Path, replaceable: CheckReplaceable) -> None:
+    """Rename `staging` to `place`; what was there is removed, unless something has appeared in it that is not ours."""
+    if not place.exists():
+        staging.rename(place)
+    elif exchange(staging, place):
+        try:
+            replaceable(staging)
+        except BaseException:
+            exchange(staging, place)
+            raise
         shutil.rmtree(staging, ignore_errors=True)  # the old folder now; a rest of it is removed by the next build
     else:
-        old = out.parent / f".{out.name}.{secrets.token_hex(4)}.old"
-        out.rename(old)
+        old = _old_folder(place)
+        place.rename(old)
         try:
-            staging.rename(out)
+            replaceable(old)
+            staging.rename(place)
         except BaseException:
-            old.rename(out)
+            old.rename(place)
             raise
         shutil.rmtree(old, ignore_errors=True)
-    _flush_folder(out.parent)
+    flush_folder(place.parent)
 
 
-def _exchange(first: Path, second: Path) -> bool:
-    """Swap two folders in one step (Linux renameat2 with RENAME_EXCHANGE); False where that is not to be had."""
-    if sys.platform != "linux":
-        return False
-    at_current_folder, exchange = -100, 2
+def _flush(staging: Path, out: Path) -> None:
     try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):
-        return False
-    arguments = (at_current_folder, os.fsencode(first), at_current_folder, os.fsencode(second), ctypes.c_uint(exchange))
-    return int(renameat2(*arguments)) == 0
-
-
-def _flush(staging: Path) -> None:
-    for folder, _, names in os.walk(staging):
-        for name in names:
-            path = Path(folder) / name
-            if path.stat().st_size <= FLUSHED_BYTES:
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        _flush_folder(Path(folder))
-
-
-def _flush_folder(folder: Path) -> None:
-    if sys.platform == "win32":
-        return
-    with contextlib.suppress(OSError):  # some file systems refuse to flush a folder
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        flush_tree(staging)
+    except OSError as error:
+        reason = (os.strerror(error.errno) if error.errno else str(error)).lower()
+        raise OutputError(f"cannot write {out}: {reason}; check its disk, or choose another with -o") from error
 
 
 def _translated(error: OSError, out: Path, staging: Path | None) -> OutputError | None:
@@ -272,6 +305,8 @@ def _translated(error: OSError, out: Path, staging: Path | None) -> OutputError 
     reason = os.strerror(error.errno) if error.errno else str(error)
     if error.errno in _DISK:
         return OutputError(f"cannot write {out}: {reason.lower()}; free some space, or choose another disk with -o")
+    if error.errno in (errno.EEXIST, errno.ENOTEMPTY) and error.filename2 in (str(out), out):
+        return OutputError(f"{out} appeared while it was made; choose another output with -o")
     named = Path(os.fsdecode(error.filename)) if error.filename else None
     ours = named is None or named == out.parent or (staging is not None and staging in (named, *named.parents))
     if error.errno in _ACCESS and ours:

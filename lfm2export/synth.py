@@ -175,7 +175,8 @@ def _write(
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} exists and is not an empty folder; choose another one, or remove it first")
-    with staged_output(folder, force=True) as staging:  # force: an empty folder may stand there
+    with staged_output(folder, force=True) as staged:  # force: an empty folder may stand there
+        staging = staged.folder
         _write_weights(spec, staging, seed, dtype, shard_bytes, progress)
         (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for name in COMPANIONS:

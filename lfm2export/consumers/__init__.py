@@ -12,8 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lfm2export.atomic import write_atomically
+from lfm2export.consumers.locate import places
 from lfm2export.consumers.result import Check, ConsumerReport, ConsumerResult, Verdict
-from lfm2export.errors import Lfm2ExportError
+from lfm2export.errors import Lfm2ExportError, OutputError
 from lfm2export.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ def check_consumers(
     for done, name in enumerate(chosen):
         progress(f"consumer {name}", done, len(chosen), "consumers")
         results += _RUNNERS[name](folder, asked)
-    return ConsumerReport(str(folder), tuple(results))
+    return ConsumerReport(folder.resolve().name, tuple(results))
 
 
 def run_check_consumers(
@@ -75,11 +77,19 @@ def run_check_consumers(
     show: Callable[[str], None] = print,
     progress: Progress = silent,
 ) -> bool:
-    """Check, show the verdicts (Markdown, or JSON), write them to consumers.json in `folder`; whether all is good."""
+    """Check, show the verdicts (Markdown, or JSON), write them to consumers.json in `folder`; whether all is good.
+
+    Raises:
+        OutputError: consumers.json cannot be written.
+        ArtifactError, Lfm2ExportError: as :func:`check_consumers`.
+    """
     report = check_consumers(folder, dtypes=dtypes, consumers=consumers, progress=progress)
-    text = json.dumps(report.to_dict(), indent=2)
+    text = json.dumps(report.without_places(places(folder)).to_dict(), indent=2)
     if write:
-        (folder / FILE).write_text(text + "\n", encoding="utf-8")
+        try:
+            write_atomically(folder / FILE, f"{text}\n".encode())
+        except OSError as error:
+            raise OutputError(f"{folder / FILE} cannot be written: {error}; make {folder} writable") from error
     show(text if as_json else report.to_markdown())
     return report.good
 

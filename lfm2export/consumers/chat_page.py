@@ -13,19 +13,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from lfm2export.consumers.locate import HERE, JS, SETUP
+from lfm2export.consumers.locate import JS, SETUP
+from lfm2export.consumers.page_files import FOLDER, LIBRARIES, PAGE, copied_libraries, page_files
 from lfm2export.errors import ArtifactError, OutputError
-
-PAGE = HERE / "web"
-FOLDER = "chat"
-
-#: Files of the installed packages that the page loads, and their licences.
-LIBRARIES = (
-    "@huggingface/transformers/dist/transformers.min.js",
-    "onnxruntime-web/dist/ort-wasm-simd-threaded.asyncify.mjs",
-    "onnxruntime-web/dist/ort-wasm-simd-threaded.asyncify.wasm",
-)
-LICENSES = ("@huggingface/transformers/LICENSE",)
+from lfm2export.locking import locked
+from lfm2export.ownership import foreign_entries, named
+from lfm2export.staging import staged_output
 
 
 def write_chat_page(artifact: Path, *, force: bool = False) -> Path:
@@ -33,7 +26,9 @@ def write_chat_page(artifact: Path, *, force: bool = False) -> Path:
 
     Raises:
         ArtifactError: `artifact` holds no config.json.
-        OutputError: the folder is there already (without `force`), cannot be written, or the libraries are missing.
+        OutputError: the folder is there already (without `force`), holds something else than a page, cannot be written,
+            or the libraries are missing.
+        BusyError: another command works in `artifact`.
     """
     if not (artifact / "config.json").is_file():
         raise ArtifactError(f"{artifact} has no config.json; give the folder that a build wrote")
@@ -42,17 +37,24 @@ def write_chat_page(artifact: Path, *, force: bool = False) -> Path:
     if absent is not None:
         raise OutputError(f"the page needs {absent}, which is not installed; {SETUP}")
     out = artifact / FOLDER
+    if out.is_symlink():
+        raise OutputError(f"{out} is a link; remove it first")
     if out.exists() and not force:
         raise OutputError(f"{out} exists; add --force to replace it")
     try:
-        if out.exists():
-            shutil.rmtree(out)
-        shutil.copytree(PAGE, out)
-        (out / "lib").mkdir()
-        for name in LIBRARIES:
-            shutil.copyfile(installed / name, out / "lib" / Path(name).name)
-        for name in LICENSES:
-            shutil.copyfile(installed / name, out / "lib" / f"LICENSE.{name.split('/')[-2]}")
+        with locked(artifact), staged_output(out, force=force, replaceable=_check_page) as staged:
+            shutil.copytree(PAGE, staged.folder, dirs_exist_ok=True)
+            (staged.folder / "lib").mkdir()
+            for name, library in copied_libraries().items():
+                shutil.copyfile(installed / library, staged.folder / name)
     except OSError as error:
         raise OutputError(f"{out} cannot be written ({error.strerror or error}); check the folder") from error
     return out
+
+
+def _check_page(folder: Path) -> None:
+    foreign = foreign_entries(folder, page_files())
+    if foreign:
+        raise OutputError(
+            f"{folder} holds what is not of the page ({named(foreign)}), and --force would delete it; move it away"
+        )

@@ -30,6 +30,13 @@ class Missing:
     reason: str
 
 
+def places(artifact: Path) -> dict[str, str]:
+    """What stands, in a document that others read, for the folders of this machine that messages name."""
+    home = str(Path.home())
+    found = {str(artifact.resolve()): artifact.resolve().name, str(HERE.parent): HERE.parent.name}
+    return found | ({home: "~"} if home != "/" else {})
+
+
 def node() -> Path | Missing:
     """Node with the packages of js/package.json."""
     found = shutil.which("node")

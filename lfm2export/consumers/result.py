@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -60,7 +60,7 @@ def judged(checks: Sequence[Check]) -> Verdict:
 
 @dataclass(frozen=True)
 class ConsumerReport:
-    """Every consumer and file of one artifact folder."""
+    """Every consumer and file of one artifact; folder: its name, without where it lies."""
 
     folder: str
     results: tuple[ConsumerResult, ...]
@@ -71,6 +71,26 @@ class ConsumerReport:
         """No consumer failed, and at least one was run."""
         verdicts = [result.verdict for result in self.results]
         return Verdict.FAILED not in verdicts and Verdict.PASSED in verdicts
+
+    def without_places(self, places: Mapping[str, str]) -> ConsumerReport:
+        """The same with every place (a folder of this machine) in a reason or detail replaced by what stands for it."""
+
+        def said(text: str) -> str:
+            for place, name in places.items():
+                text = text.replace(place, name)
+            return text
+
+        return replace(
+            self,
+            results=tuple(
+                replace(
+                    found,
+                    reason=said(found.reason) if found.reason is not None else None,
+                    checks=tuple(replace(check, detail=said(check.detail)) for check in found.checks),
+                )
+                for found in self.results
+            ),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""

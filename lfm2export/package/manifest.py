@@ -76,7 +76,7 @@ def write_manifest(
     known = {f"onnx/{file.name}": (file.bytes, file.sha256) for model in models.values() for file in model.files}
     files: dict[str, Any] = {}
     for name in _files(folder):
-        size, digest = known[name] if name in known else _measure(folder, name)
+        size, digest = known[name] if name in known else measure_file(folder, name)
         files[name] = {"bytes": size, "sha256": digest}
     manifest = {
         "schema_version": SCHEMA_VERSION,
@@ -211,7 +211,7 @@ def check_manifest(folder: Path, progress: Progress = silent) -> list[Problem]:
             got = (folder / name).stat().st_size
             problems.append(Problem("size", name, f"{name} has {got} bytes, expected {entry['bytes']}"))
             continue
-        _, digest = _measure(folder, name, count)
+        _, digest = measure_file(folder, name, count)
         if digest != entry["sha256"]:
             problems.append(
                 Problem("hash", name, f"{name} has the sha256 {digest[:12]}…, expected {entry['sha256'][:12]}…")
@@ -228,7 +228,7 @@ def _files(folder: Path) -> list[str]:
     return sorted(name for name in names if name not in UNHASHED)
 
 
-def _measure(folder: Path, name: str, count: Callable[[int], None] | None = None) -> tuple[int, str]:
+def measure_file(folder: Path, name: str, count: Callable[[int], None] | None = None) -> tuple[int, str]:
     """Bytes and sha256 of a file; of README.md without what stands between the parity markers."""
     path = folder / name
     if name == "README.md":

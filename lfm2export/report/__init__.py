@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from lfm2export.atomic import write_atomically
 from lfm2export.errors import ArtifactError, OutputError
 from lfm2export.package.card import PARITY_BEGIN, fill_parity
 from lfm2export.report import facts, junit, markdown, page
@@ -79,11 +80,4 @@ def _fill_card(path: Path, table: str) -> Path | None:
 
 
 def _write(path: Path, text: str) -> Path:
-    """Write `path` whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(text.encode("utf-8", "surrogateescape"))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    return write_atomically(path, text.encode("utf-8", "surrogateescape"))

@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from lfm2export.atomic import write_atomically
 from lfm2export.errors import ArtifactError
 from lfm2export.untrusted.json_reader import read_object
 from lfm2export.untrusted.paths import shown
@@ -47,10 +48,8 @@ def encode(value: Any) -> Any:
 
 
 def write_parity(result: Verification, folder: Path) -> Path:
-    """Write `folder`/parity.json."""
-    path = folder / FILE
-    path.write_text(_laid_out(encode(result), "\n") + "\n", encoding="utf-8")
-    return path
+    """Write `folder`/parity.json, in one step."""
+    return write_atomically(folder / FILE, (_laid_out(encode(result), "\n") + "\n").encode())
 
 
 def _laid_out(value: Any, line: str) -> str:

@@ -84,6 +84,7 @@ def verify_artifact(
     against: Path | None = None,
     threads: int | None = None,
     just_built: bool = False,
+    name: str | None = None,
     progress: Progress = silent,
 ) -> Verification:
     """Prove the model files in `folder`, or fail them. A failed check is a result, not an exception.
@@ -100,6 +101,7 @@ def verify_artifact(
         against: another artifact folder of the same tokenizer, to compare with on the same text.
         threads: of the runtime and of PyTorch; None takes one for a small model, and leaves the choice to them else.
         just_built: `folder` was made from `reference` a moment ago, so the reference's files are not hashed again.
+        name: what the report calls the folder; None takes its own name.
 
     Raises:
         Lfm2ExportError: the choices contradict each other.
@@ -125,7 +127,7 @@ def verify_artifact(
         tool_version=lfm2export.__version__,
         versions={name: metadata.version(name).split("+")[0] for name in LIBRARIES},
         machine={"processor": platform.machine(), "system": platform.system(), "cores": str(os.cpu_count())},
-        folder=folder.resolve().name,
+        folder=name if name is not None else folder.resolve().name,
         parameters=source.checkpoint.spec.num_parameters,
         layer_types=tuple(source.checkpoint.spec.layer_types),
         quick=quick,
