@@ -83,9 +83,16 @@ def flush_tree(folder: Path) -> None:
 
 
 def flush_file(path: Path) -> None:
-    """Return when the file's bytes are on the disk."""
+    """Return when the file's bytes are on the disk.
+
+    Raises:
+        OSError: the disk did not take them; it names the file.
+    """
     with path.open("rb") as file:
-        os.fsync(file.fileno())
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def flush_folder(folder: Path) -> None:

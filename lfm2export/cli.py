@@ -45,7 +45,7 @@ def _end(good: bool) -> None:
 @click.option("--dtype", "dtypes", type=click.Choice(DTYPES), multiple=True, help="Repeatable; default q4.")
 @click.option("-o", "--output", type=FOLDER, help="The artifact folder to make; default ./<name>-ONNX.")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
-@click.option("--force", is_flag=True, help="Replace an artifact that is already there.")
+@click.option("--force", is_flag=True, help="Replace an artifact, if nothing else is in its folder.")
 @click.option("--logits", type=click.Choice(["last", "all"]), default="last", show_default=True)
 @click.option(
     "--profile",
@@ -80,7 +80,9 @@ def _end(good: bool) -> None:
 )
 @click.option("--calibration-tokens", type=click.IntRange(min=1024), help="About that many; default 16,384.")
 @click.option("--threads", type=click.IntRange(min=1), help="Default: one a core.")
-@click.option("--verify/--no-verify", default=True, show_default=True, help="Quick parity checks at the end.")
+@click.option(
+    "--verify/--no-verify", default=True, show_default=True, help="Quick parity checks before it takes its place."
+)
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def build(source: str | None, dtypes: tuple[str, ...], output: Path | None, **options: Any) -> None:
     """Turn an LFM2 checkpoint into a complete artifact folder.

@@ -94,6 +94,7 @@ def build(
         PromptError: there is no text to calibrate on.
         Lfm2ExportError: a target that no choice of formats meets.
     """
+    from lfm2export.atomic import flush_file
     from lfm2export.checkpoint import open_checkpoint
     from lfm2export.hub import resolve_source
     from lfm2export.package import Provenance, read_inputs, write_package
@@ -137,12 +138,13 @@ def build(
         selection = _selected(checkpoint, weights, text, fused, dtypes, options, scratch, threads, progress)
         chosen = selection.chosen if selection is not None else None
         calibrated = _calibrated(checkpoint, text, dtypes, options, chosen, scratch, threads, progress)
-        models = {}
+        models, flushed = {}, []
         for dtype in dtypes:
             graph = dtype_graph(fused, spec, dtype, options, chosen)
             path = folder / MODELS_FOLDER / contract.MODEL_FILES[dtype]
             held = calibrated.store if calibrated is not None and _is_mixed(dtype) else ahead
             models[dtype] = write_model(graph, held, path, threads=threads, progress=_staged(progress, dtype))
+            flushed += [background.submit(flush_file, path.with_name(file.name)) for file in models[dtype].files]
         for used in (SCRATCH_FOLDER, AHEAD_FOLDER):
             shutil.rmtree(folder / used, ignore_errors=True)
         provenance = Provenance(
@@ -161,6 +163,8 @@ def build(
             report = replace(report, passed=check(folder, report))
             if not report.passed:
                 staged.reject()
+        for written in flushed:
+            written.result()
     place = out if staged.passed else staged.place
     return replace(report, folder=place, seconds=time.monotonic() - started, edited=staged.edited)
 

@@ -86,7 +86,7 @@ def staged_output(
             _recover(out)
             _hold(out, locks, force, replaceable)
             yield staged
-            _flush(folder, out)
+            flush_tree(folder)
             if staged.passed:
                 if out.exists():  # it may have appeared, or changed, since the first check
                     _check_replaceable(out, force, replaceable)
@@ -292,14 +292,6 @@ def _move(staging: Path, place: Path, replaceable: CheckReplaceable) -> None:
     flush_folder(place.parent)
 
 
-def _flush(staging: Path, out: Path) -> None:
-    try:
-        flush_tree(staging)
-    except OSError as error:
-        reason = (os.strerror(error.errno) if error.errno else str(error)).lower()
-        raise OutputError(f"cannot write {out}: {reason}; check its disk, or choose another with -o") from error
-
-
 def _translated(error: OSError, out: Path, staging: Path | None) -> OutputError | None:
     """The message for a full or closed disk; None for an error that is not about the output."""
     reason = os.strerror(error.errno) if error.errno else str(error)
@@ -308,9 +300,11 @@ def _translated(error: OSError, out: Path, staging: Path | None) -> OutputError 
     if error.errno in (errno.EEXIST, errno.ENOTEMPTY) and error.filename2 in (str(out), out):
         return OutputError(f"{out} appeared while it was made; choose another output with -o")
     named = Path(os.fsdecode(error.filename)) if error.filename else None
-    ours = named is None or named == out.parent or (staging is not None and staging in (named, *named.parents))
-    if error.errno in _ACCESS and ours:
+    ours = staging is not None and named is not None and staging in (named, *named.parents)
+    if error.errno in _ACCESS and (ours or named is None or named == out.parent):
         return OutputError(f"cannot write {out}: {reason.lower()}; change its permissions, or choose another with -o")
+    if ours:
+        return OutputError(f"cannot write {out}: {reason.lower()}; check its disk, or choose another with -o")
     return _unusable(error, out) if staging is None else None
 
 
