@@ -113,7 +113,8 @@ def _refuse(error: click.ClickException) -> None:
     context = error.ctx if isinstance(error, click.UsageError) else None
     path = context.command_path if context is not None else NAME
     message = " ".join(one_line(error.format_message()).split())
-    say(f"Error: {message.rstrip('.')}; `{path} --help` lists what it takes", err=True)
+    message = message if message.endswith(("?", "?)")) else f"{message.rstrip('.')};"
+    say(f"Error: {message} `{path} --help` lists what it takes", err=True)
 
 
 def _end(error: BaseException, traceback: bool) -> ExitCode:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -52,8 +53,6 @@ def run_build(
     from lfm2export.pipeline import build
     from lfm2export.recipes import profiled
 
-    if source is None:
-        say("No SOURCE given: exporting the small model that ships with this package.")
     chosen = profiled(
         profile,
         block_size=int(block_size) if block_size is not None else None,
@@ -63,6 +62,8 @@ def run_build(
         **options,
     )
     verified: list[Verification] = []
+    if source is None:
+        say("No SOURCE given: exporting the small model that ships with this package.")
     with progress_on_stderr(quiet) as progress:
         report = build(
             source,
@@ -321,8 +322,7 @@ def run_generate(
     from lfm2export.runtime import BufferedModel, OnnxModel
     from lfm2export.text.tokenizer import ChatTokenizer
 
-    _check_text(prompt, "--prompt")
-    _check_text(system, "--system")
+    prompt, system = _argument(prompt, "--prompt"), _argument(system, "--system")
     find_model(folder, dtype)  # before anything else of the folder is read: it says what an artifact is
     functions = read_tools(tools) if tools is not None else None
     if raw and (chat or system or functions):
@@ -402,12 +402,9 @@ def _prompt(given: str | None) -> str:
     return given
 
 
-def _check_text(text: str | None, option: str) -> None:
-    """Arguments that are not UTF-8 come with halves of surrogate pairs in them."""
-    try:
-        (text or "").encode()
-    except UnicodeEncodeError as error:
-        raise PromptError(f"{option} is not UTF-8 (character {error.start}); give UTF-8") from error
+def _argument(text: str | None, option: str) -> str | None:
+    """`text` as UTF-8, which Python has not read it as where the locale says ASCII."""
+    return None if text is None else decode(os.fsencode(text), option, PromptError, "give UTF-8")
 
 
 def _write(text: str) -> None:
