@@ -291,7 +291,7 @@ def run_bench(folder: Path, dtypes: Sequence[str], as_json: bool, quiet: bool, *
         say_text(json.dumps(found.to_dict(), indent=2))
         return
     for table in tables(found):
-        show_table(table, 150)
+        show_table(table, 170)
 
 
 #: Tokens of an answer, unless told.
@@ -327,6 +327,7 @@ def run_generate(
     functions = read_tools(tools) if tools is not None else None
     if raw and (chat or system or functions):
         raise PromptError("--raw continues plain text; leave out --chat, --system and --tools, or leave out --raw")
+    first = None if chat and prompt is None else _prompt(prompt)
     defaults = read_defaults(folder)
     sampler = Sampler(chosen_sampling(defaults, **sampling), seed)
     # Whoever says how many tokens wants them, up to the context; model_max_length is a default.
@@ -334,15 +335,14 @@ def run_generate(
     tokenizer = ChatTokenizer(folder)
     model = BufferedModel(OnnxModel(folder, dtype, threads=threads))
     why = f" ({defaults.source})" if sampler.sampling == defaults.sampling else ""
-    click.echo(f"[{described(sampler.sampling)}{why}]", err=True)
+    say(f"[{described(sampler.sampling)}{why}]", err=True)
     for name in unused_values(defaults.generation):
-        click.echo(f"[{name} of generation_config.json is not used]", err=True)
-    if raw or (not tokenizer.has_chat_template and not chat):
-        text = _prompt(prompt)
+        say(f"[{name} of generation_config.json is not used]", err=True)
+    if first is not None and (raw or (not tokenizer.has_chat_template and not chat)):
         generated = stream(
             model,
             tokenizer,
-            tokenizer.encode(text),
+            tokenizer.encode(first),
             max_new_tokens=max_new_tokens,
             on_text=_write,
             sampler=sampler,
@@ -362,7 +362,7 @@ def run_generate(
         system=system,
         length=length,
     )
-    for message in _messages(prompt, chat):
+    for message in _messages(first, chat):
         answer = conversation.ask(message, on_text=_write, skip_special=functions is None)
         _finish(answer.generated, sampler)
         for call in answer.calls.calls:
@@ -372,10 +372,10 @@ def run_generate(
         _pass_on(answer.generated, chat)
 
 
-def _messages(prompt: str | None, chat: bool) -> Iterator[str]:
-    """The prompt, then, in a chat, every further line of the input."""
-    if prompt is not None or not chat:
-        yield _prompt(prompt).strip()
+def _messages(first: str | None, chat: bool) -> Iterator[str]:
+    """The first message, then, in a chat, every further line of the input."""
+    if first is not None:
+        yield first.strip()
     if not chat:
         return
     interactive = sys.stdin.isatty()

@@ -39,7 +39,7 @@ def environment(folder: Path, version: str) -> Path | None:
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     numpy = ["numpy<2"] if tuple(map(int, version.split(".")[:2])) < FIRST_WITH_NUMPY_2 else ["numpy>=2"]
-    command = [str(python), "-m", "pip", "install", "--quiet", f"onnxruntime=={version}", *numpy]
+    command = [str(python), "-P", "-m", "pip", "install", "--quiet", f"onnxruntime=={version}", *numpy]
     if subprocess.run(command, capture_output=True).returncode != 0:
         return None
     packages = next(folder.glob("lib/python*/site-packages"))

@@ -38,7 +38,7 @@ def run(*arguments: object, cwd: Path | None = None, stdin: str | bytes = "") ->
     place = (cwd or Path.cwd()).resolve()
     with pytest.MonkeyPatch.context() as patch, contextlib.chdir(place):
         patch.setattr(console, "PLAIN_INTERVAL", 1e6)
-        result = CliRunner(env={"COLUMNS": "100"}).invoke(main, words, input=stdin)
+        result = CliRunner().invoke(main, words, input=stdin)
     stdout, stderr = (said.replace(str(place), "PLACE") for said in (result.stdout, result.stderr))
     return Ran(words, int(result.exit_code), stdout, stderr)
 

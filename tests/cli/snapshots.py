@@ -17,8 +17,8 @@ REFRESH = "python -m pytest tests/cli --refresh-snapshots"
 
 #: What differs from run to run or from machine to machine, and what stands for it.
 VARYING = (
-    (r"\(\d+\.\d s\)", "(SECONDS)"),
-    (r"(?m)^((?:[^\n:]+: )+)[\d.,]+(?: million)? of ([\d.,]+(?: million)? \w+)(?:, .*)?$", r"\1… of \2"),
+    (r"\b\d+\.\d s\b", "SECONDS"),
+    (r"(?m)^((?:[^\n:]+: )+)[\d.,]+(?: million)? of ([\d.,]+(?: million)? [^,\n]+)(?:, .*)?$", r"\1… of \2"),
     (r"[\d,]+\.\d tokens/s", "RATE"),
     (rf"version {re.escape(__version__)}", "version VERSION"),
     (r"\bseed \d+\]", "seed SEED]"),

@@ -51,13 +51,12 @@ def test_an_output_of_too_long_a_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "stdin", "words"),
     [
-        (["--temperature", "1e-46"], b"hi", "temperature is 1e-46, expected 0 (greedy) or a number from 1e-06 to"),
+        (["--temperature", "1e-46"], b"hi", "temperature is 1e-46, expected 0 (greedy), or a number from 1e-06 to"),
         (["--temperature", "nan"], b"hi", "temperature is nan"),
         (["--temperature", "inf"], b"hi", "temperature is inf"),
         (["--repetition-penalty", "1e-46"], b"hi", "repetition_penalty is 1e-46"),
         ([], b"caf\xe9", "the prompt on stdin is not UTF-8 (byte 3 is 0xe9)"),
         (["--raw"], b"\xff\xfeh\0i\0", "not UTF-8 (UTF-16)"),
-        (["--chat"], b"caf\xe9\n", "a line of the input is not UTF-8"),
         ([], b" \n\t\n", "the prompt is empty"),
         (["--raw"], b"\n", "the prompt is empty"),
         (["-p", " "], b"", "the prompt is empty"),
@@ -69,6 +68,11 @@ def test_an_output_of_too_long_a_name(tmp_path: Path) -> None:
 def test_prompts_and_options(artifact: Path, options: list[str], stdin: bytes, words: str) -> None:
     Path("deep.json").write_text("[" * 100_000 + "]" * 100_000)
     assert words in error_line(run("generate", artifact, *options, stdin=stdin))
+
+
+def test_a_line_of_a_chat_that_is_not_utf_8(artifact: Path) -> None:
+    ran = run("generate", artifact, "--chat", stdin=b"caf\xe9\n")
+    assert ran.code == 2 and "Error: a line of the input is not UTF-8" in ran.stderr.splitlines()[-1]
 
 
 def test_an_argument_that_is_not_utf_8(artifact: Path) -> None:

@@ -67,8 +67,8 @@ def test_build_calibrated_then_replaced_by_one_of_a_target_size(snapshots: Snaps
     snapshots.check(
         "build-fitted",
         run(*common, "--quiet", "--calibrate", "--calibration-tokens", "1024"),
-        run(*common, "--target-bpw", "7"),
-        run(*common, "--target-bpw", "7", "--force"),
+        run(*common, "--target-bpw", "9"),
+        run(*common, "--target-bpw", "9", "--force"),
     )
 
 
