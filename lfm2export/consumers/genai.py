@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,6 +16,9 @@ from lfm2export.consumers.reference import compare, judge
 from lfm2export.consumers.result import Check, ConsumerResult, Verdict, judged
 from lfm2export.consumers.workers import last_words, run_worker
 from lfm2export.contract import MODEL_FILES
+from lfm2export.errors import ArtifactError
+from lfm2export.untrusted.json_reader import read_object
+from lfm2export.untrusted.paths import find_file, path_inside
 
 GENAI = "onnxruntime-genai"
 DEVICE = "cpu"
@@ -34,10 +36,11 @@ def check_genai(folder: Path, asked: Mapping[str, Asked]) -> list[ConsumerResult
     python = locate.genai()
     if isinstance(python, Missing):
         return [ConsumerResult.not_run(GENAI, dtype, DEVICE, python.reason) for dtype in asked]
-    if not (folder / CONFIG).is_file():
+    config = find_file(folder, CONFIG, ArtifactError)
+    if config is None:
         reason = f"the folder has no {CONFIG}"
         return [ConsumerResult.not_run(GENAI, dtype, DEVICE, reason) for dtype in asked]
-    named = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model"]["decoder"]["filename"]
+    named = _named(config, folder)
     tasks = [_task(named, one) for one in asked.values()]
     started = time.perf_counter()
     request = {"folder": str(folder.resolve()), "tasks": tasks}
@@ -53,6 +56,19 @@ def check_genai(folder: Path, asked: Mapping[str, Asked]) -> list[ConsumerResult
         else:
             results.append(replace(_result(one, answer["value"]), version=version, seconds=spent))
     return results
+
+
+def _named(config: Path, folder: Path) -> str:
+    """The model file that genai_config.json names.
+
+    Raises:
+        ArtifactError: the file is damaged, or names what is no file inside the folder: genai would open that.
+    """
+    value: Any = read_object(config, ArtifactError, "build the artifact again", folder=folder)
+    for key in ("model", "decoder", "filename"):
+        value = value.get(key) if isinstance(value, dict) else None
+    path_inside(folder, value, CONFIG, ArtifactError)
+    return str(value)
 
 
 def _task(named: str, asked: Asked) -> dict[str, Any]:

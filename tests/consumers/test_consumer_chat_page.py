@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -88,8 +89,101 @@ def test_choices_are_the_files_that_are_there(site: Path, tmp_path: Path) -> Non
     assert "model_q4.onnx_data is missing on this site" in said
 
 
+def test_a_start_page_for_what_is_missing_is_no_file(site: Path, tmp_path: Path) -> None:
+    missing = [f"/my model/onnx/{name}" for name in ("model.onnx", "model_fp16.onnx", "model_q4.onnx_data")]
+    found = visit(site, tmp_path, messages=[], missing=missing, fallback="<!doctype html><p>Welcome</p>")
+    sizes = {dtype: text for dtype, text, _ in found["options"]}
+    assert set(sizes) == {"q8", "q4", "q4f16"}
+    assert sizes["q4"] == "q4 · incomplete"
+    nothing = visit(site, tmp_path, missing=["/my model/config.json"], fallback="<!doctype html><p>Welcome</p>")
+    ((kind, said),) = nothing["turns"]
+    assert (kind, nothing["options"]) == ("error", []) and "config.json is not there" in said
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "/.//other.host/m",
+        "//other.host/m",
+        "/..//other.host/m",
+        "https://other.host/m",
+        "\\\\other.host\\m",
+        "/\\other.host/m",
+        "/%2f/other.host/m",
+        "%2f%2fother.host/m",
+        "%252f%252fother.host/m",
+        "data:application/json,{}",
+        "javascript:alert(1)",
+        "..//other.host",
+        "/\t/other.host/m",
+        "?x",
+    ],
+)
+def test_the_model_is_of_this_site(site: Path, tmp_path: Path, model: str) -> None:
+    found = visit(site, tmp_path, page=f"my model/{FOLDER}/?model={quote(model, safe='/%')}")
+    ((kind, said),) = found["turns"]
+    assert kind == "error" and "is no folder of this site" in said
+    assert found["foreign"] == [] and found["options"] == []
+    assert not [path for _, path in found["asked"] if "other.host" in path]
+
+
+@pytest.mark.parametrize("model", ["../../my%20model", "/my%20model/", "/my%20model"])
+def test_a_model_elsewhere_on_this_site(site: Path, tmp_path: Path, model: str) -> None:
+    found = visit(site, tmp_path, page=f"my model/{FOLDER}/?model={model}")
+    assert found["turns"][1][0] == "assistant" and found["errors"] == []
+
+
+def test_a_page_below_two_slashes_stays_on_its_site(site: Path, tmp_path: Path) -> None:
+    """Such a path with `..` would be the address of another host."""
+    (site / "other.host").mkdir(exist_ok=True)
+    if not (site / "other.host" / FOLDER).exists():
+        shutil.copytree(site / "my model" / FOLDER, site / "other.host" / FOLDER)
+    found = visit(site, tmp_path, page=f"/other.host/{FOLDER}/index.html")
+    assert found["foreign"] == []
+    assert found["turns"][0][0] == "error" and "/other.host/config.json is not there" in found["turns"][0][1]
+
+
+def test_the_policy_holds_in_the_page_and_in_its_worker(site: Path, tmp_path: Path) -> None:
+    found = visit(site, tmp_path, messages=[], elsewhere="http://127.0.0.1:9/x")
+    assert found["refused"] == [True, True, True]
+    assert found["foreign"] == []
+    assert sum("Content Security Policy" in line for line in found["errors"]) >= 3
+
+
+def test_a_tokenizers_own_length_is_the_default(site: Path, tmp_path: Path) -> None:
+    other = tmp_path / "site" / "my model"
+    shutil.copytree(site / "my model", other)
+    path = other / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    asked = Asked(other, "q4")
+    prompt = len(asked.tokenizer.encode_chat([{"role": "user", "content": QUESTION}]))
+    for length, count in ((prompt + 3, 3), (prompt - 1, None)):  # a longer prompt goes up to the model's own length
+        path.write_text(json.dumps(config | {"model_max_length": length}), encoding="utf-8")
+        found = visit(tmp_path / "site", tmp_path)
+        tokens = int(found["status"].split()[0])
+        assert tokens == count if count is not None else tokens > 3
+
+
 def test_the_page_is_not_written_over_or_beside_nothing(site: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="exists; add --force"):
         write_chat_page(site / "my model")
     with pytest.raises(ArtifactError, match=r"has no config\.json"):
         write_chat_page(tmp_path)
+
+
+def test_force_replaces_a_page_and_nothing_else(shipped_artifact: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    shutil.copy(shipped_artifact / "config.json", folder)
+    page = write_chat_page(folder)
+    (page / "index.html").write_text("old")
+    assert (write_chat_page(folder, force=True) / "index.html").read_text(encoding="utf-8") != "old"
+    (page / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="holds what is not of the page"):
+        write_chat_page(folder, force=True)
+    assert (page / "notes.txt").exists()
+    shutil.move(page, tmp_path / "elsewhere")
+    page.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match="is a link; remove it first"):
+        write_chat_page(folder, force=True)
+    assert (tmp_path / "elsewhere" / "notes.txt").exists()

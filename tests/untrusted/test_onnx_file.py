@@ -137,10 +137,10 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
 def test_what_is_refused_is_one_line_at_once(case: str) -> None:
     make, message = REFUSED[case]
     data = make()
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(ArtifactError, match=message) as caught:
         scan(data, "m.onnx")
-    assert time.perf_counter() - begin < 2
+    assert time.process_time() - begin < 2
     assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
 
 

@@ -13,6 +13,7 @@ import { fileURLToPath } from "node:url";
 
 import { findBrowser, launch } from "./chromium.mjs";
 import { serve } from "./server.mjs";
+import { withModel } from "./tasks.mjs";
 
 const MODEL = "artifact";
 const PREFIX = `/models/${MODEL}/`;
@@ -73,7 +74,7 @@ try {
           ? await page.evaluate((job) => globalThis.consumer.run(job), { ...rest, model: MODEL })
           : await page.evaluate((example) => globalThis.consumer.example(example), {
               ...rest,
-              source: rest.source.replaceAll(rest.place, MODEL),
+              source: withModel(rest, MODEL),
             });
       answer = { task, value };
     } catch (error) {

@@ -7,16 +7,19 @@
 
 import { appendFileSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { basename, dirname, join, resolve, sep } from "node:path";
+import { dirname, join, resolve, sep } from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";
 
 import * as transformers from "@huggingface/transformers";
-import { runExample, runJob } from "./tasks.mjs";
+import { runExample, runJob, withModel } from "./tasks.mjs";
 
 const [requestFile, answersFile] = process.argv.slice(2);
 const { folder, tasks } = JSON.parse(readFileSync(requestFile, "utf8"));
-const place = resolve(folder);
-transformers.env.localModelPath = dirname(place) + sep;
+// A plain name, whatever the folder is called: the library takes some names for addresses.
+const MODEL = "artifact";
+const models = mkdtempSync(join(dirname(resolve(requestFile)), "models-")); // goes with the request
+symlinkSync(resolve(folder), join(models, MODEL), "junction");
+transformers.env.localModelPath = models + sep;
 transformers.env.allowRemoteModels = false;
 
 /** Import `source` from a folder of its own, where the installed packages are found. */
@@ -40,13 +43,12 @@ function orLostError(promise) {
 }
 
 for (const [task, { kind, ...rest }] of tasks.entries()) {
-  const model = basename(place);
   let answer;
   try {
     const value =
       kind === "job"
-        ? await orLostError(runJob(transformers, { ...rest, model }))
-        : await runExample({ ...rest, source: rest.source.replaceAll(rest.place, model) }, load);
+        ? await orLostError(runJob(transformers, { ...rest, model: MODEL }))
+        : await runExample({ ...rest, source: withModel(rest, MODEL) }, load);
     answer = { task, value };
   } catch (error) {
     answer = { task, error: String(error?.message ?? error) };

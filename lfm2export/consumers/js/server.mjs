@@ -17,17 +17,27 @@ const TYPES = {
   ".wasm": "application/wasm",
 };
 
+/** A path without its percent signs; one that is no text is left as it is, and is not there. */
+function decoded(path) {
+  try {
+    return decodeURIComponent(path);
+  } catch {
+    return path;
+  }
+}
+
 /**
  * Serve folders under paths.
  *
  * @param mounts [[path that begins and ends with "/", folder], ...]; the first that fits wins
  * @param hidden paths that are answered with 404 although the file is there
+ * @param fallback a page of HTML that is given, with status 200, for whatever is not there, as many hosts do
  * @returns {origin, requests, close}: requests lists [status, path] of everything that was asked for
  */
-export async function serve(mounts, hidden = []) {
+export async function serve(mounts, hidden = [], fallback = undefined) {
   const requests = [];
   const server = createServer(async (request, response) => {
-    const asked = decodeURIComponent(new URL(request.url, "http://localhost").pathname);
+    const asked = decoded(new URL(`http://localhost${request.url}`).pathname);
     const path = asked.endsWith("/") ? `${asked}index.html` : asked;
     const answer = (status, headers = {}) => {
       requests.push([status, path]);
@@ -42,6 +52,11 @@ export async function serve(mounts, hidden = []) {
     const file = mount && join(mount[1], normalize(path.slice(mount[0].length)));
     const inside = file && (file === normalize(mount[1]) || file.startsWith(normalize(mount[1] + sep)));
     const found = inside && !hidden.includes(path) ? await stat(file).catch(() => null) : null;
+    if (!found?.isFile() && fallback !== undefined) {
+      answer(200, { "content-length": Buffer.byteLength(fallback), "content-type": TYPES[".html"] });
+      response.end(request.method === "HEAD" ? undefined : fallback);
+      return;
+    }
     if (!found?.isFile()) {
       answer(404);
       response.end();

@@ -145,6 +145,11 @@ export async function runJob(transformers, job) {
   return result;
 }
 
+/** The source of an example with the name of the model in it, as a literal, in place of the card's. */
+export function withModel({ source, place }, model) {
+  return source.replaceAll(JSON.stringify(place), () => JSON.stringify(model));
+}
+
 /**
  * Run an example of the model card. `source` is the example as the card has it, but for the model's place; `names` are
  * the constants of it that are wanted back. `load` makes a module of the text.

@@ -12,33 +12,63 @@ const FILES = {
 };
 const HALF = new Set(["fp16", "q4f16"]);
 const MAX_NEW_TOKENS = 512;
+const MAX_CHUNKS = 100; // of 2 GB each
 
 const parameters = new URLSearchParams(location.search);
-const place = new URL(parameters.get("model") ?? "../", location.href).pathname.replace(/\/$/, "") || "/.";
 const element = (id) => document.getElementById(id);
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
 
-const worker = new Worker(new URL("./worker.mjs", import.meta.url), { type: "module" });
+const place = modelPlace(parameters.get("model") ?? "../");
+const worker = startWorker();
 const messages = [];
 let turn = null; // the answer being written
 let ready = false;
 
+/**
+ * Where `asked` leads, as a path of this site that begins with one slash; null where it is more than plain names between
+ * slashes: an address, another host (`//host`), anything encoded twice.
+ */
+function modelPlace(asked) {
+  if (!/^\/?(?:(?:\.{1,2}|[\w-][\w.+ -]*)(?:\/|$))*$/.test(asked)) return null;
+  const { origin, pathname } = new URL(asked, location.href);
+  if (origin !== location.origin) return null;
+  return `/${pathname.replace(/^\/+/, "")}`.replace(/\/$/, "") || "/.";
+}
+
+/**
+ * The worker, of a module that imports the real one: a worker of such an address takes this page's Content-Security-
+ * Policy over, one of an ordinary address has none but its own headers'.
+ */
+function startWorker() {
+  const source = `import ${JSON.stringify(new URL("./worker.mjs", import.meta.url).href)};`;
+  const address = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
+  return new Worker(address, { type: "module" });
+}
+
+/** Whether `response` is the file that was asked for: many hosts answer what is missing with their start page. */
+function isFile(response) {
+  return response.ok && !/^text\/html\b/i.test(response.headers.get("content-type") ?? "");
+}
+
 /** The size of the files of each dtype in bytes, null where a part is missing; a dtype without files is left out. */
 async function findFiles() {
-  const response = await fetch(`${place}/config.json`);
-  if (!response.ok) throw new Error(`${place}/config.json is not there (${response.status}): put this page beside the model`);
-  const config = await response.json();
+  if (place === null) throw new Error("?model= is no folder of this site: give plain names, such as ?model=../my-model");
+  const response = await fetch(`${location.origin}${place}/config.json`);
+  if (!isFile(response)) throw new Error(`${place}/config.json is not there (${response.status}): put this page beside the model`);
+  const config = await response.json().catch(() => null);
+  if (config?.model_type === undefined) throw new Error(`${place}/config.json is no config of a model: put this page beside the model`);
   element("title").textContent = decodeURIComponent(place.split("/").at(-1)).replace(/^\.$/, "") || "LFM2 chat";
   const chunks = config["transformers.js_config"]?.use_external_data_format ?? {};
   const size = async (name) => {
-    const head = await fetch(`${place}/onnx/${name}`, { method: "HEAD" });
-    return head.ok ? Number(head.headers.get("content-length") ?? 0) : null;
+    const head = await fetch(`${location.origin}${place}/onnx/${name}`, { method: "HEAD" });
+    return isFile(head) ? Number(head.headers.get("content-length") ?? 0) : null;
   };
   const found = new Map();
   for (const [dtype, file] of Object.entries(FILES)) {
     const own = await size(file);
     if (own === null) continue;
-    const names = Array.from({ length: chunks[file] ?? 0 }, (_, k) => `${file}_data${k ? `_${k}` : ""}`);
+    const count = Math.min(Math.max(Math.trunc(Number(chunks[file] ?? 0)) || 0, 0), MAX_CHUNKS);
+    const names = Array.from({ length: count }, (_, k) => `${file}_data${k ? `_${k}` : ""}`);
     const sizes = await Promise.all(names.map(size));
     found.set(dtype, sizes.includes(null) ? null : sizes.reduce((sum, bytes) => sum + bytes, own));
   }
@@ -142,7 +172,7 @@ element("setup").addEventListener("submit", (event) => {
   element("loading").hidden = false;
   element("progress").removeAttribute("value");
   element("loaded").textContent = "starting";
-  worker.postMessage({ action: "load", place, dtype: element("dtype").value, device: element("device").value });
+  worker.postMessage({ action: "load", origin: location.origin, place, dtype: element("dtype").value, device: element("device").value });
 });
 
 element("ask").addEventListener("submit", (event) => {

@@ -22,7 +22,17 @@ const stop = new InterruptableStoppingCriteria();
 let tokenizer = null;
 let model = null;
 
-async function load({ place, dtype, device }) {
+/** Fetch from this site alone: paths are of `origin`, for a worker made of a text has no address to resolve them by. */
+function fetchFrom(origin) {
+  return (asked, options) => {
+    const address = new URL(asked instanceof Request ? asked.url : asked, origin);
+    if (address.origin !== origin) throw new Error(`${address.host} is another site; nothing is loaded from there`);
+    return fetch(address, options);
+  };
+}
+
+async function load({ origin, place, dtype, device }) {
+  env.fetch = fetchFrom(origin);
   await model?.dispose();
   model = null;
   const files = new Map();
@@ -35,6 +45,17 @@ async function load({ place, dtype, device }) {
   tokenizer = await AutoTokenizer.from_pretrained(place);
   model = await AutoModelForCausalLM.from_pretrained(place, { dtype, device, progress_callback: report });
   postMessage({ kind: "ready" });
+}
+
+/**
+ * How many new tokens a prompt leaves room for: up to the tokenizer's model_max_length where that is below what the model
+ * has positions for, and up to those where the prompt is longer.
+ */
+function room(prompt, limit) {
+  const positions = model.config.max_position_embeddings ?? Infinity;
+  const stated = tokenizer.config?.model_max_length ?? tokenizer.model_max_length;
+  const length = Number.isFinite(stated) && stated > prompt && stated < positions ? stated : positions;
+  return Math.max(1, Math.min(limit, length - prompt));
 }
 
 async function answer({ messages, greedy, limit }) {
@@ -58,7 +79,7 @@ async function answer({ messages, greedy, limit }) {
   });
   await model.generate({
     ...inputs,
-    max_new_tokens: limit,
+    max_new_tokens: room(inputs.input_ids.dims[1], limit),
     ...(greedy ? { do_sample: false } : {}),
     stopping_criteria: stop,
     streamer,
