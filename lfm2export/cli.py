@@ -282,7 +282,3 @@ def generate(folder: Path, prompt: str | None, **options: Any) -> None:
     from lfm2export.commands import run_generate
 
     run_generate(folder, prompt, **options)
-
-
-if __name__ == "__main__":
-    main()

@@ -199,7 +199,7 @@ def test_a_command_holds_the_folder_while_it_works(
     others: list[subprocess.CompletedProcess[str]] = []
 
     def meanwhile(folder: Path, **options: Any) -> Any:
-        other = [sys.executable, "-m", "lfm2export.cli", "report", str(out)]
+        other = [sys.executable, "-P", "-m", "lfm2export", "report", str(out)]
         others.append(subprocess.run(other, capture_output=True, text=True))
         return read_parity(folder) if command == "verify" else True
 
