@@ -84,6 +84,69 @@ def test_damaged_file_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def custom_operator(model: Any) -> None:
+    model.graph.node[0].domain = "com.stranger"
+    model.opset_import.add(domain="com.stranger", version=1)
+
+
+def beyond_the_file(model: Any) -> None:
+    outside(model, offset="4096", length="2560")
+
+
+def huge_offset(model: Any) -> None:
+    outside(model, offset=str(10**17), length="2560")
+
+
+def another_place(model: Any) -> None:
+    outside(model, location="../../config.json")
+
+
+def memory(model: Any) -> None:
+    outside(model, location="*/_ORT_MEM_ADDR_/*", offset="4096", length="2560")
+
+
+def wrong_length(model: Any) -> None:
+    model.graph.initializer[0].raw_data = b"1234"
+
+
+def huge_shape(model: Any) -> None:
+    model.graph.initializer[0].ClearField("raw_data")
+    model.graph.initializer[0].dims[:] = [2**40, 2**40]
+
+
+def outside(model: Any, location: str = "w.bin", **entries: str) -> None:
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = 1
+    for key, value in {"location": location, **entries}.items():
+        tensor.external_data.add(key=key, value=value)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (custom_operator, "does not load in onnxruntime"),
+        (beyond_the_file, "does not load in onnxruntime"),
+        (huge_offset, "does not load in onnxruntime"),
+        (another_place, "names the data file"),
+        (memory, "names the data file"),
+        (wrong_length, "holds 4 bytes, expected 2560"),
+        (huge_shape, "has the shape"),
+    ],
+)
+def test_a_strangers_file_is_refused_in_one_line(tmp_path: Path, fault: Any, message: str) -> None:
+    import onnx
+
+    path = write_standin(tmp_path) / "onnx" / "model.onnx"
+    (path.parent / "w.bin").write_bytes(bytes(2560))
+    model = onnx.load(path)
+    fault(model)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ArtifactError, match=message) as caught:
+        OnnxModel(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_cached_steps_equal_one_prefill(folder: Path) -> None:
     model = OnnxModel(folder)
     ids = tokens([3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 8])

@@ -65,7 +65,15 @@ def test_verify_and_report_replace_links_and_leave_what_they_led_to(
         ran = CliRunner().invoke(main, [command[0], str(folder), *command[1:]])
         assert ran.exit_code == 0, ran.output
     assert blobs(folder) == before
-    assert not (folder / "parity.json").is_symlink()
+    (folder / "consumers.json").write_text('{"folder": "out", "results": []}')
+    again = snapshot(folder, tmp_path / "models--c--d")  # a repository with a report in it
+    before = blobs(again)
+    for command in (["check-consumers", "--dtype", "fp32", "--consumer", "onnxruntime"], ["report"]):
+        ran = CliRunner().invoke(main, [command[0], str(again), *command[1:]])
+        assert ran.exit_code == 0, ran.output
+    assert blobs(again) == before
+    written = ("parity.json", "parity.md", "parity.html", "consumers.json", "README.md")
+    assert not [name for name in written if (again / name).is_symlink()]
 
 
 def test_a_link_out_of_the_cache_is_refused(artifact: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from lfm2export.artifact import available_models
 from lfm2export.checkpoint import open_checkpoint
 from lfm2export.contract import LogitsMode
+from lfm2export.errors import ArtifactError
 from lfm2export.measures import LogitsMeasure
 from lfm2export.recipes import RECIPES
 from lfm2export.reference import load_reference
@@ -31,7 +33,7 @@ from lfm2export.verify.prompts import Prompt
 from lfm2export.verify.routes import at_once, padded, uneven_rows
 from lfm2export.verify.steps import first_failure
 from lfm2export.verify.stored import read_stored
-from lfm2export.verify.variants import all_positions, exact_copy, is_exact
+from lfm2export.verify.variants import all_positions, exact_copy, is_exact, open_graph
 from lfm2export.verify.weights import measure_weights
 
 TOKENS = np.array([[1, 20, 300, 41, 77, 500, 33]])
@@ -177,3 +179,28 @@ def test_the_earliest_step_wins_then_the_lowest_layer() -> None:
     assert first({"a": [0, 0], "b": [0, 0]}, [0, 9]) == (1, "logits")
     assert first({"a": [float("nan"), 0], "b": [0, 0]}, [0, 0]) == (0, "a")
     assert first_failure(CheckName.FILE, steps_measure({"a": [0.0]}, [0.0]), ["p"], 0.1, 0.1) is None
+
+
+@pytest.mark.parametrize("fault", ["no inputs", "no outputs", "no logits", "logits of 2 axes", "data elsewhere"])
+def test_graphs_that_nothing_can_be_made_of_are_refused(
+    tiny_artifact: Callable[[LogitsMode], Path], tmp_path: Path, fault: str
+) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(tiny_artifact("last"), folder)
+    path = folder / "onnx" / "model_q4.onnx"
+    model = open_graph(path, folder)
+    graph = model.graph
+    logits = next(value for value in graph.output if value.name == "logits")
+    if fault == "no inputs":
+        del next(node for node in graph.node if node.op_type == "MatMulNBits").input[1:]
+    elif fault == "no outputs":
+        del graph.node[0].output[:]
+    elif fault == "no logits":
+        logits.name = "other"
+    elif fault == "logits of 2 axes":
+        del logits.type.tensor_type.shape.dim[2]
+    else:
+        (folder / "onnx" / "model_q4.onnx_data").rename(folder / "onnx" / "elsewhere")
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ArtifactError, match=r"expected at least|no output logits of 3 axes|which is not there"):
+        open_graph(path, folder)
