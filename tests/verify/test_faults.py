@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -73,7 +73,7 @@ NORMS = {
 
 def verified(plan: Plan, folder: Path, dtype: str, fault: faults.Plant, to: Path) -> FileResult:
     shutil.copytree(folder, to)
-    return FileChecks(plan, dtype, faults.plant(to, dtype, fault), silent).run()
+    return FileChecks(replace(plan, folder=to), dtype, faults.plant(to, dtype, fault), silent).run()
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "q4"])
