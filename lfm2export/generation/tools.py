@@ -88,12 +88,12 @@ class _BadCallError(Exception):
 def _parse_block(body: str) -> list[ToolCall]:
     try:
         tree = ast.parse(body, mode="eval").body
+        nodes = tree.elts if isinstance(tree, ast.List | ast.Tuple) else [tree]
+        return [_call(node) for node in nodes]
     except (SyntaxError, ValueError) as error:
         raise _BadCallError(f"not Python: {error.args[0]}") from error
-    except (RecursionError, MemoryError) as error:
+    except (RecursionError, MemoryError) as error:  # what parses may still be too deep to be walked
         raise _BadCallError("nested too deeply") from error
-    nodes = tree.elts if isinstance(tree, ast.List | ast.Tuple) else [tree]
-    return [_call(node) for node in nodes]
 
 
 def _call(node: ast.expr) -> ToolCall:

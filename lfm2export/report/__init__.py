@@ -14,6 +14,8 @@ from lfm2export.package.card import PARITY_BEGIN, fill_parity
 from lfm2export.report import facts, junit, markdown, page
 from lfm2export.report.consumers import read_consumers
 from lfm2export.report.formats import read_formats
+from lfm2export.untrusted.paths import find_file
+from lfm2export.untrusted.text import MAX_TEXT_BYTES, read_bytes
 from lfm2export.verify.document import read_parity, write_parity
 from lfm2export.verify.results import Verification
 
@@ -22,7 +24,8 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class Report:
-    """What was written. card: None where the folder has no card, or one without the place for the table."""
+    """What was written. card: None where the folder has no card of its own, or one without the place for the
+    table."""
 
     json: Path
     markdown: Path
@@ -67,12 +70,14 @@ def render_again(folder: Path, *, junit_file: Path | None = None) -> tuple[Verif
 
 
 def _fill_card(path: Path, table: str) -> Path | None:
-    if not path.is_file():
-        return None
-    card = path.read_bytes().decode("utf-8", "surrogateescape")
-    if PARITY_BEGIN not in card:  # someone else's card
-        return None
+    """None for somebody else's card, and for one that leads out of the folder: nothing is copied from there."""
     try:
+        found = find_file(path.parent, path.name, ArtifactError)
+        if found is None:
+            return None
+        card = read_bytes(found, ArtifactError, MAX_TEXT_BYTES).decode("utf-8", "surrogateescape")
+        if PARITY_BEGIN not in card:
+            return None
         filled = fill_parity(card, table)
     except ArtifactError:
         return None

@@ -82,7 +82,7 @@ def check_templates(templates: Mapping[str, str], special_tokens: Mapping[str, s
     rendered = []
     for tools in (None, [PROBE_TOOL]):
         found = template_for(templates, tools)
-        if found is not None and (tools is None or "tools" in found[1]):
+        if found is not None and (tools is None or found[0] == TOOL_USE or "tools" in found[1]):
             rendered.append(_probe(found[1], found[0], special_tokens, tools, folder))
     return rendered
 

@@ -62,6 +62,8 @@ def test_calls_that_are_read(body: str, calls: tuple[ToolCall, ...]) -> None:
         ("[f(a=1)(b=2)]", "not a plain name"),
         ("[(lambda: 1)()]", "not a plain name"),
         ("[f(a=" + "(" * 300 + "1" + ")" * 300 + ")]", "not Python|too deeply"),
+        ("[" + "a." * 2000 + "f(x=1)]", "nested too deeply"),
+        ("[" + "a." * 2000 + "f]", "nested too deeply"),
     ],
 )
 def test_anything_else_is_an_error_line(body: str, reason: str) -> None:

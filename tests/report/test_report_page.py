@@ -172,3 +172,13 @@ def test_page_in_a_browser_never_scrolls_sideways(text: str, tmp_path: Path) -> 
     (tmp_path / "look.mjs").write_text(SCRIPT % (library, chromium, (tmp_path / "parity.html").as_uri()))
     done = subprocess.run(["node", tmp_path / "look.mjs"], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.split() == ["[]", "6"]
+
+
+def test_a_card_that_leads_out_of_the_folder_is_left_alone(tmp_path: Path, good: Verification) -> None:
+    private = tmp_path / "private.md"
+    private.write_text(f"private\n{PARITY_BEGIN}\n{PARITY_END}\n")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "README.md").symlink_to(private)
+    assert write_report(folder, good).card is None
+    assert (folder / "README.md").is_symlink() and "private\n" in private.read_text()

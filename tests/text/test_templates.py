@@ -114,6 +114,11 @@ def test_tools_take_the_template_for_them() -> None:
     assert template_for({"tool_use": "b"}, None) is None
 
 
+def test_a_template_for_tools_is_tried_whatever_it_says(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match="the chat template 'tool_use' fails on a plain question with a tool"):
+        check_templates({"default": CHAT_TEMPLATE, "tool_use": "{% if x -% }"}, SPECIAL, tmp_path)
+
+
 def test_a_good_template_renders_a_question(tmp_path: Path) -> None:
     (rendered,) = check_templates({"default": CHAT_TEMPLATE}, SPECIAL, tmp_path)
     assert (
