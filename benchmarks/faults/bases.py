@@ -14,6 +14,9 @@ from benchmarks.peers.locate import ROOT
 #: What no reader may find: a text that appears in no other file.
 SECRET = "f8e1c2-a-private-text-of-somebody\n"
 
+#: A chat template beside the usual one, taken for conversations with tools.
+FURTHER_TEMPLATE = "additional_chat_templates/tool_use.jinja"
+
 CARD = """---
 license: other
 license_name: lfm1.0
@@ -72,7 +75,8 @@ def _make(folder: Path) -> None:
     for name, shard_bytes in (("checkpoint", None), ("sharded", 100_000)):
         write_tiny(folder / name, shard_bytes=shard_bytes)
         _companions(folder / name)
-    write_tiny(folder / "other", seed=2)
+    _more_tokenizer_files(folder / "sharded")
+    write_tiny(folder / "other", dtype="F16")
     _companions(folder / "other")
     report = build(str(folder / "checkpoint"), dtypes=["q4"], out=folder / "artifact", threads=1)
     found = verify_artifact(report.folder, reference=folder / "checkpoint", quick=True)
@@ -96,6 +100,15 @@ def _companions(folder: Path) -> None:
     (folder / "NOTICE").write_text("Made for tests.\n", encoding="utf-8")
     tokens = {"bos_token": "<|startoftext|>", "eos_token": {"content": "<|im_end|>", "lstrip": False}}
     (folder / "special_tokens_map.json").write_text(json.dumps(tokens, indent=1), encoding="utf-8")
+
+
+def _more_tokenizer_files(folder: Path) -> None:
+    """What older tools keep beside tokenizer.json, and a second template."""
+    (folder / "added_tokens.json").write_text(json.dumps({"<|im_start|>": 6, "<|im_end|>": 7}), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\nt h\nth e\n", encoding="utf-8")
+    template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    (folder / FURTHER_TEMPLATE).parent.mkdir()
+    (folder / FURTHER_TEMPLATE).write_text(template + "{{ tools }}", encoding="utf-8")
 
 
 def _consumers(folder: Path) -> None:

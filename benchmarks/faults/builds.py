@@ -109,6 +109,6 @@ def _leak(out: Path) -> str | None:
         data = path.read_bytes() if path.is_file() else b""
         if SECRET.strip().encode() in data:
             return f"a file from outside the source is in {path.name}"
-        if path.suffix == ".json" and b'"auto_map"' in data:
+        if path.name.endswith("config.json") and b'"auto_map"' in data:
             return f"{path.name} says which code to run"
     return None
