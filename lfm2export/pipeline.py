@@ -162,6 +162,7 @@ def build(
         if check is not None:
             report = replace(report, passed=check(folder, report))
             if not report.passed:
+                checkpoint.check_unchanged()  # else it was compared with other weights than it was made from
                 staged.reject()
         for written in flushed:
             written.result()

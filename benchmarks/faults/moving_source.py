@@ -104,8 +104,8 @@ def run_moving_sources(
             time.sleep(part * lengths.get(stage, 0.1))
         change(source, sources[1], dice)
         ended = running.wait(90)
-        state, left = place.state(), [name for name in place.beside() if not name.endswith(".failed")]
-        fault = end_fault(ended) if ended.code != 1 else None
+        state, left = place.state(), place.beside()
+        fault = end_fault(ended)
         if ended.code == 0 and state == NEITHER and source.is_dir():  # what lies there now may be a version of its own
             allowed |= _version_of(source, scratch / "artifacts" / f"moved-{number}", calibrated, scratch)
             state = place.state()

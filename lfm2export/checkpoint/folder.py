@@ -125,6 +125,16 @@ class Checkpoint:
             hashes = list(pool.map(digest, self.files))
         return {path.relative_to(self.folder).as_posix(): value for path, value in zip(self.files, hashes, strict=True)}
 
+    def check_unchanged(self) -> None:
+        """That the files are those whose headers were read.
+
+        Raises:
+            SourceError: one is not, or cannot be read any more.
+        """
+        for path, stamp in {tensor.file: tensor.stamp for tensor in self.tensors.values()}.items():
+            with opened(path, stamp):
+                pass
+
     def _refuse_not_finite(self, tensor: StoredTensor) -> None:
         """Scan the whole tensor, so that the message does not depend on which range was read first."""
         nans, infinities, first = 0, 0, -1

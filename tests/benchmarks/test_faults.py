@@ -29,7 +29,15 @@ from lfm2export.errors import SourceError
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")
 
 #: What any mutator may meet: its own kind of file, another, none.
-SAMPLES = (b'{"a": [1, {"b": "c"}], "d": null}', b"", b"\xff\xfe\x00", b"{{ a }}\n---\nb: c\n", b"[]", b"7")
+SAMPLES = (
+    b'{"a": [1, {"b": "c"}], "d": null}',
+    b"",
+    b"\xff\xfe\x00",
+    b"{{ a }}\n---\nb: c\n",
+    b"[]",
+    b"7",
+    b"\x01" + bytes(7) + b"7",
+)
 
 
 @pytest.fixture
@@ -200,10 +208,10 @@ def test_short_form() -> None:
     """Inputs, kills and disks against the tool as it is; the whole is `python -m benchmarks.faults`."""
     words = [sys.executable, "-m", "benchmarks.faults", "--only", "kills", "--only", "full", "--inputs", "3"]
     kills = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    words = [sys.executable, "-m", "benchmarks.faults", "--only", "readers", "--inputs", "240", "--seed", "5"]
+    words = [sys.executable, "-m", "benchmarks.faults", "--only", "readers", "--inputs", "160", "--seed", "5"]
     readers = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     said, _ = kills.communicate()
     assert readers.returncode == 0, readers.stderr
-    assert "readers: 240 inputs" in readers.stderr
+    assert "readers: 160 inputs" in readers.stderr
     assert kills.returncode == 0, said
     assert "kills: 3 inputs" in said and "full: 3 inputs" in said

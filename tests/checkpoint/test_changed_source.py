@@ -12,11 +12,13 @@ from damage import TABLE
 from lfm2export.checkpoint import Checkpoint, open_checkpoint, values
 from lfm2export.checkpoint.values import StoredTensor
 from lfm2export.errors import SourceError
+from lfm2export.pipeline import BuildReport, build
 
 READS: dict[str, Callable[[Checkpoint], object]] = {
     "rows": lambda checkpoint: checkpoint.rows(TABLE, 0, 3),
     "columns": lambda checkpoint: checkpoint.columns(TABLE, 0, 3),
     "hash": lambda checkpoint: checkpoint.hash_files(),
+    "check": lambda checkpoint: checkpoint.check_unchanged(),
 }
 
 
@@ -84,3 +86,13 @@ def test_a_file_that_is_touched_by_nobody_but_readers(tiny: Path) -> None:
     checkpoint = open_checkpoint(tiny)
     assert checkpoint.hash_files() == checkpoint.hash_files()
     checkpoint.rows(TABLE, 0, 3)
+
+
+def test_a_check_that_saw_other_weights_says_nothing_of_the_artifact(tiny: Path, tmp_path: Path) -> None:
+    def check(folder: Path, report: BuildReport) -> bool:
+        append(tiny / "model.safetensors")
+        return False
+
+    with pytest.raises(SourceError, match="changed while it was read"):
+        build(str(tiny), out=tmp_path / "out", check=check)
+    assert not list(tmp_path.glob("*out*"))

@@ -67,8 +67,9 @@ def entry(data: bytes, dice: random.Random) -> tuple[Content, str]:
         document = json_values.parse(text)
     except (ValueError, RecursionError):
         return byte_level.flip(data, dice)
-    entries = [pair for pair in document if isinstance(pair[1], json_values.Pairs)] if document else []
-    if not isinstance(document, json_values.Pairs) or not entries:
+    pairs = document if isinstance(document, json_values.Pairs) else []
+    entries = [pair for pair in pairs if isinstance(pair[1], json_values.Pairs)]
+    if not entries:
         return byte_level.flip(data, dice)
     name, fields = dice.choice(entries)
     field = dice.choice(("dtype", "shape", "data_offsets"))
