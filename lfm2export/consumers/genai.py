@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lfm2export.consumers import locate
 from lfm2export.consumers.asked import Asked
+from lfm2export.consumers.genai_config import CONFIG, read_checked
 from lfm2export.consumers.locate import HERE, Missing
 from lfm2export.consumers.prompts import CARD_MESSAGES, CHAT, MAX_NEW_TOKENS, PLAIN, TOOL_CALL
 from lfm2export.consumers.reference import compare, judge
@@ -17,8 +21,7 @@ from lfm2export.consumers.result import Check, ConsumerResult, Verdict, judged
 from lfm2export.consumers.workers import last_words, run_worker
 from lfm2export.contract import MODEL_FILES
 from lfm2export.errors import ArtifactError
-from lfm2export.untrusted.json_reader import read_object
-from lfm2export.untrusted.paths import find_file, path_inside
+from lfm2export.untrusted.paths import find_file
 
 GENAI = "onnxruntime-genai"
 DEVICE = "cpu"
@@ -27,7 +30,9 @@ TIMEOUT = 900.0
 #: Tokens that the caches are allocated for: prompts, two answers, and room.
 MAX_LENGTH = 1024
 
-CONFIG = "genai_config.json"
+#: What genai reads of the folder beside its config and the model files.
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "config.json")
+
 PROMPTS = (PLAIN, CHAT, TOOL_CALL)
 
 
@@ -40,11 +45,15 @@ def check_genai(folder: Path, asked: Mapping[str, Asked]) -> list[ConsumerResult
     if config is None:
         reason = f"the folder has no {CONFIG}"
         return [ConsumerResult.not_run(GENAI, dtype, DEVICE, reason) for dtype in asked]
-    named = _named(config, folder)
-    tasks = [_task(named, one) for one in asked.values()]
+    try:
+        checked = read_checked(config, folder, next(iter(asked.values())).model.spec)
+    except ArtifactError as error:
+        return [ConsumerResult(GENAI, dtype, DEVICE, Verdict.FAILED, reason=str(error)) for dtype in asked]
+    tasks = [_task(checked["model"]["decoder"]["filename"], one) for one in asked.values()]
     started = time.perf_counter()
-    request = {"folder": str(folder.resolve()), "tasks": tasks}
-    answers, said = run_worker([python, "-I", HERE / "genai_worker.py"], request, timeout=TIMEOUT)
+    with _room(folder, checked) as room:
+        request = {"folder": str(room), "tasks": tasks}
+        answers, said = run_worker([python, "-I", HERE / "genai_worker.py"], request, timeout=TIMEOUT)
     spent = round((time.perf_counter() - started) / max(1, len(tasks)), 1)
     version = f"{answers[0]['version']}, onnxruntime {answers[0]['onnxruntime']}" if answers else None
     answered = {answer["task"]: answer for answer in answers if "task" in answer}
@@ -58,17 +67,21 @@ def check_genai(folder: Path, asked: Mapping[str, Asked]) -> list[ConsumerResult
     return results
 
 
-def _named(config: Path, folder: Path) -> str:
-    """The model file that genai_config.json names.
+@contextlib.contextmanager
+def _room(folder: Path, config: Mapping[str, Any]) -> Iterator[Path]:
+    """A folder that holds `config`, written anew, and links to what else genai reads of `folder`.
 
-    Raises:
-        ArtifactError: the file is damaged, or names what is no file inside the folder: genai would open that.
+    So no key reaches genai that was not checked, even where the file changes meanwhile.
     """
-    value: Any = read_object(config, ArtifactError, "build the artifact again", folder=folder)
-    for key in ("model", "decoder", "filename"):
-        value = value.get(key) if isinstance(value, dict) else None
-    path_inside(folder, value, CONFIG, ArtifactError)
-    return str(value)
+    with tempfile.TemporaryDirectory(prefix="lfm2export-genai-") as scratch:
+        room = Path(scratch)
+        (room / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+        (room / "onnx").symlink_to(folder.resolve() / "onnx", target_is_directory=True)
+        for name in FILES:
+            found = find_file(folder, name, ArtifactError)
+            if found is not None:
+                (room / name).symlink_to(found.resolve())
+        yield room
 
 
 def _task(named: str, asked: Asked) -> dict[str, Any]:

@@ -24,6 +24,28 @@ DEFAULT_MAX_LENGTH = 4096
 _SHARED = {"do_sample": False, "repetition_penalty": 1.0, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
 
 
+def _pattern(name: str) -> str:
+    """The contract's name of layer 0 with `%d` where the layer number stands."""
+    return re.sub(r"\.0(?=\.|$)", ".%d", name)
+
+
+#: What the graph's inputs and outputs are called, one pattern per kind of cache.
+INPUT_NAMES = {
+    "input_ids": contract.INPUT_IDS,
+    "attention_mask": contract.ATTENTION_MASK,
+    "position_ids": contract.POSITION_IDS,
+    "past_key_names": _pattern(contract.past_key_value(0, "key")),
+    "past_value_names": _pattern(contract.past_key_value(0, "value")),
+    "past_conv_names": _pattern(contract.past_conv(0)),
+}
+OUTPUT_NAMES = {
+    "logits": contract.LOGITS,
+    "present_key_names": _pattern(contract.present_key_value(0, "key")),
+    "present_value_names": _pattern(contract.present_key_value(0, "value")),
+    "present_conv_names": _pattern(contract.present_conv(0)),
+}
+
+
 def genai_config(
     spec: ModelSpec,
     tokens: TokenIds,
@@ -62,20 +84,8 @@ def genai_config(
                 "filename": f"onnx/{contract.MODEL_FILES[preferred(dtypes)]}",
                 "head_size": spec.head_dim,
                 "hidden_size": spec.hidden_size,
-                "inputs": {
-                    "input_ids": contract.INPUT_IDS,
-                    "attention_mask": contract.ATTENTION_MASK,
-                    "position_ids": contract.POSITION_IDS,
-                    "past_key_names": _pattern(contract.past_key_value(0, "key")),
-                    "past_value_names": _pattern(contract.past_key_value(0, "value")),
-                    "past_conv_names": _pattern(contract.past_conv(0)),
-                },
-                "outputs": {
-                    "logits": contract.LOGITS,
-                    "present_key_names": _pattern(contract.present_key_value(0, "key")),
-                    "present_value_names": _pattern(contract.present_key_value(0, "value")),
-                    "present_conv_names": _pattern(contract.present_conv(0)),
-                },
+                "inputs": dict(INPUT_NAMES),
+                "outputs": dict(OUTPUT_NAMES),
                 "num_attention_heads": spec.num_attention_heads,
                 "num_hidden_layers": spec.num_hidden_layers,
                 "num_key_value_heads": spec.num_key_value_heads,
@@ -89,8 +99,3 @@ def genai_config(
         },
         "search": dict(sorted(search.items())),
     }
-
-
-def _pattern(name: str) -> str:
-    """The contract's name of layer 0 with `%d` where the layer number stands."""
-    return re.sub(r"\.0(?=\.|$)", ".%d", name)
