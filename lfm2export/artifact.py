@@ -79,14 +79,23 @@ def resolve_data(
         given: initializers whose data the session is given otherwise.
 
     Raises:
-        ArtifactError: the file is no ONNX model, or a data file is missing or lies elsewhere.
+        ArtifactError: the file is no ONNX model, or a data file is missing, too short, or lies elsewhere.
     """
     external = scan_file(path) if graph is None else scan(graph, path)
     targets: dict[str, Path] = {}
-    for location in {tensor.location for tensor in external if tensor.name not in given}:
+    needed: dict[str, int] = {}
+    for tensor in external:
+        if tensor.name not in given:
+            needed[tensor.location] = max(needed.get(tensor.location, 0), tensor.end)
+    for location, end in needed.items():
         found = data_path(path, location, folder)
         if not found.is_file():
             raise ArtifactError(f"{path} needs the data file {location}, which is not there; put it beside it")
+        size = found.stat().st_size
+        if size < end:
+            raise ArtifactError(
+                f"{path}: data file {location} has {size} bytes, the graph reads up to {end}; copy or download it again"
+            )
         targets[location] = found.resolve()
     here = path.parent.resolve()
     if all(target == here / location for location, target in targets.items()):

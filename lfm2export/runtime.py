@@ -30,6 +30,11 @@ from lfm2export.steps import Logits, Mask, Tokens, row_lengths, step_inputs
 #: Capacity of a fresh growing buffer, in tokens.
 FIRST_CAPACITY = 256
 
+#: Fatal, the last of onnxruntime's levels. Its errors come as exceptions too; what it would print has strangers' names
+#: in it, as they are.
+SILENT = 4
+ort.set_default_logger_severity(SILENT)
+
 #: What :func:`fastest` feeds: tokens that every vocabulary has.
 PROBE = np.array([[1, 2, 3]])
 
@@ -331,7 +336,7 @@ def _open_session(
     providers: Sequence[str],
 ) -> ort.InferenceSession:
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = SILENT
     if threads is not None:
         options.intra_op_num_threads = threads
     options.graph_optimization_level = _LEVELS[optimization]

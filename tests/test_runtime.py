@@ -126,8 +126,8 @@ def outside(model: Any, location: str = "w.bin", **entries: str) -> None:
     ("fault", "message"),
     [
         (custom_operator, "does not load in onnxruntime"),
-        (beyond_the_file, "does not load in onnxruntime"),
-        (huge_offset, "does not load in onnxruntime"),
+        (beyond_the_file, "data file w.bin has 2560 bytes, the graph reads up to 6656; copy"),
+        (huge_offset, "data file w.bin has 2560 bytes, the graph reads up to 100000000000002560; copy"),
         (another_place, "names the data file"),
         (memory, "names the data file"),
         (wrong_length, "holds 4 bytes, expected 2560"),
@@ -366,3 +366,48 @@ def test_quantized_files_are_not_run_without_constant_folding(artifact: Path) ->
     outputs = [OnnxModel(artifact, "q4", threads=1, optimization=level) for level in ("all", "basic")]
     first, second = (model.step(np.array([IDS]), model.new_state())[0] for model in outputs)
     np.testing.assert_allclose(first, second, atol=1e-4, rtol=0)
+
+
+ESCAPE = "\x1b]0;evil\x07\x1b[31mred\nline"
+
+
+def unknown_operator(model: Any) -> None:
+    model.graph.node[0].op_type = model.graph.node[0].name = ESCAPE
+
+
+def failing_step(model: Any) -> None:
+    """The logits need what no table has."""
+    import onnx
+
+    (cast,) = (node for node in model.graph.node if "logits" in node.output)
+    cast.output[0] = "whole"
+    model.graph.initializer.append(onnx.helper.make_tensor("beyond", onnx.TensorProto.INT64, [1], [10**6]))
+    model.graph.node.extend(
+        [
+            onnx.helper.make_node("Gather", ["whole", "beyond"], ["none"], name=ESCAPE, axis=2),
+            onnx.helper.make_node("Add", ["whole", "none"], ["logits"], name=ESCAPE + "2"),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "message"),
+    [
+        (unknown_operator, ArtifactError, "does not load in onnxruntime"),
+        (failing_step, StepError, "onnxruntime fails at this step"),
+    ],
+)
+def test_onnxruntime_prints_nothing_of_a_strangers(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], fault: Any, error: type[Exception], message: str
+) -> None:
+    import onnx
+
+    path = write_standin(tmp_path) / "onnx" / "model.onnx"
+    model = onnx.load(path)
+    fault(model)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(error, match=message) as caught:
+        opened = OnnxModel(tmp_path)
+        opened.step(tokens([1, 2]), opened.new_state())
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")

@@ -88,12 +88,16 @@ Field = tuple[int, int, int, int, int]
 
 @dataclass(frozen=True)
 class External:
-    """A tensor whose values are in another file, `location`, from `offset` on; length: bytes, as the file states it."""
+    """A tensor whose values are in another file, `location`, from `offset` on; length: bytes, as the file states it.
+
+    end: where its values end in that file, by its shape; where `length` is stated, the two agree.
+    """
 
     name: str
     location: str
     offset: int
     length: int | None
+    end: int
 
 
 class Damaged(Exception):
@@ -290,7 +294,9 @@ def _external(name: str, entries: Mapping[str, str], dims: list[int], dtype: int
     length = numbers["length"]
     if length is not None and bits is not None and length != _bytes(dims, bits):
         raise Damaged(f"the external data of {shown(name)} has {length} bytes, expected {_bytes(dims, bits)}")
-    return External(name, entries["location"], numbers["offset"] or 0, length)
+    offset = numbers["offset"] or 0
+    end = offset + (length if length is not None else _bytes(dims, bits or 0))
+    return External(name, entries["location"], offset, length, end)
 
 
 def fields(data: Buffer, start: int, end: int) -> Iterator[Field]:
