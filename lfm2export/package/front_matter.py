@@ -32,8 +32,13 @@ MAX_ENTRIES = 100
 
 _REMEDY = "correct it, or remove the lines between the two --- and put a LICENSE file there"
 
-_OPENING = re.compile(r"\s*---[ \t]*\r?\n")
-_CLOSING = re.compile(r"^---[ \t]*\r?$", re.MULTILINE)
+#: Blank lines and comments, behind which front matter can be meant as well.
+_PREFACE = re.compile(r"(?:[\s\ufeff]+|<!--.*?-->)*", re.DOTALL)
+_OPENING = re.compile(r"---[ \t]*(?:\n|\Z)")
+_CLOSING = re.compile(r"^---[ \t]*$", re.MULTILINE)
+#: A line that states a licence where no front matter does, and the lines that are looked at.
+_STATED = re.compile(r"\s*licen[cs]e\s*:", re.IGNORECASE)
+_LOOKED_AT = 50
 _LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_ -]{0,99}", re.ASCII)
 _WORD = re.compile(r"[\w][\w.:+/ -]{0,99}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
@@ -64,14 +69,12 @@ def read_source_card(folder: Path) -> SourceCard:
     """
     path = find_file(folder, CARD, SourceError)
     text = read_text(path, SourceError, folder=folder) if path is not None else ""
-    opening = _OPENING.match(text)
-    if opening is None:
-        return SourceCard()
-    closing = _CLOSING.search(text, opening.end())
-    if closing is None:
-        return SourceCard()  # a rule at the top of a text, not the start of front matter
     what = f"the front matter of {path}"
-    matter = parse_yaml_mapping(text[opening.end() : closing.start()], what, SourceError, _REMEDY)
+    lines = _lines(text.replace("\r\n", "\n").replace("\r", "\n"), what)
+    if lines is None:
+        return SourceCard()
+    matter = parse_yaml_mapping(lines, what, SourceError, _REMEDY)
+    _check_names(matter, what)
     license_link, languages, tags, bases = (_texts(matter.get(name)) for name in _LISTED)
     kept = {
         "license_link": [entry for entry in license_link if entry in LICENSE_NAMES or _ADDRESS.fullmatch(entry)][:1],
@@ -92,6 +95,33 @@ def read_source_card(folder: Path) -> SourceCard:
     )
 
 
+def _lines(text: str, what: str) -> str | None:
+    """What stands between the two --- of `text`; None where it has no front matter."""
+    preface = _PREFACE.match(text)
+    opening = _OPENING.match(text, preface.end() if preface is not None else 0)
+    if opening is None:
+        stated = next((line for line in text.split("\n")[:_LOOKED_AT] if _STATED.match(line)), None)
+        if stated is not None:
+            raise SourceError(
+                f"{what} is missing, and a line of the text states a license ({shown(stated.strip(), 60)}); put it "
+                "between two lines --- at the top, or put a LICENSE file there and remove the line"
+            )
+        return None
+    closing = _CLOSING.search(text, opening.end())
+    if closing is None:
+        raise SourceError(f"{what} begins with --- and does not end: put a line --- behind it, or remove the first one")
+    return text[opening.end() : closing.start()]
+
+
+def _check_names(matter: Mapping[str, Value], what: str) -> None:
+    """That no other spelling states a licence which the hub would not see."""
+    for name in matter:
+        usual = name.strip().lower().replace("-", "_").replace("licence", "license")
+        if usual in _LICENSE_KEYS and name != usual:
+            raise SourceError(f"{what} has the key {shown(name)}, expected {usual!r}; {_REMEDY}")
+
+
+_LICENSE_KEYS = ("license", "license_name", "license_link")
 _LISTED = ("license_link", "language", "tags", "base_model")
 
 

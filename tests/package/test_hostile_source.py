@@ -249,7 +249,7 @@ def card_of(folder: Path, matter: str) -> SourceCard:
 
 def test_front_matter_of_a_source(tmp_path: Path) -> None:
     assert read_source_card(tmp_path) == SourceCard()
-    for text in ("# Model\n", "---\nnever closed\n", "a\n---\nlicense: mit\n---\n", ""):
+    for text in ("# Model\n", "a\n---\nb: c\n---\n", "a\n" * 50 + "license: mit\n", ""):
         (tmp_path / "README.md").write_text(text)
         assert read_source_card(tmp_path) == SourceCard()
     assert card_of(tmp_path, "license: mit\ntags: [a]\nlanguage: no\nunknown: {x: y}\n") == SourceCard(
@@ -259,6 +259,39 @@ def test_front_matter_of_a_source(tmp_path: Path) -> None:
     assert card_of(tmp_path, "license: [mit, apache-2.0]\n").license == ("mit", "apache-2.0")
     (tmp_path / "README.md").write_bytes(b"\xef\xbb\xbf---\r\nlicense: mit\r\n---\r\n# Model\r\n")
     assert read_source_card(tmp_path).license == "mit"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("---\nlicense: cc-by-nc-4.0\n\n# hi\n", "does not end"),
+        ("---\nlicense: cc-by-nc-4.0\n...\n# hi\n", "does not end"),
+        (" ---\nlicense: cc-by-nc-4.0\n ---\n# hi\n", "does not end"),
+        ("---\nLicense: cc-by-nc-4.0\n---\n", "has the key 'License', expected 'license'"),
+        ("---\nlicence-name: mine\n---\n", "has the key 'licence-name', expected 'license_name'"),
+        ("# hi\nlicense: cc-by-nc-4.0\n---\n", "is missing, and a line of the text states a license"),
+        ("# hi\r\r License : mine\r", "is missing, and a line of the text states a license"),
+        ("---", "does not end"),
+    ],
+)
+def test_a_licence_that_cannot_be_read_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "README.md").write_bytes(text.encode())
+    with pytest.raises(SourceError, match=message) as caught:
+        read_source_card(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "---\rlicense: cc-by-nc-4.0\r---\r# hi\r",
+        "<!-- c -->\n---\nlicense: cc-by-nc-4.0\n---\n# hi\n",
+        "\n \n\ufeff--- \nlicense: cc-by-nc-4.0\n--- \n# hi\n",
+    ],
+)
+def test_front_matter_behind_other_line_ends_and_comments_is_read(tmp_path: Path, text: str) -> None:
+    (tmp_path / "README.md").write_bytes(text.encode())
+    assert read_source_card(tmp_path).license == "cc-by-nc-4.0"
 
 
 def test_what_is_odd_in_front_matter_is_left_out_and_said(tmp_path: Path) -> None:
