@@ -15,7 +15,7 @@ from typing import Any
 
 from lfm2export.contract import MODEL_FILES, cache_dtype
 from lfm2export.errors import ConfigError
-from lfm2export.package.plain import Kind, boolean, integer, keep, number, one_of, text
+from lfm2export.package.plain import Kind, boolean, integer, keep, number, one_of, version
 from lfm2export.spec import ModelSpec
 from lfm2export.text.token_ids import TokenIds
 
@@ -44,7 +44,7 @@ KEPT: Mapping[str, Kind] = {
     "dtype": one_of("bfloat16", "float16", "float32"),
     "initializer_range": number,
     "num_heads": integer,
-    "transformers_version": text,
+    "transformers_version": version,
     "use_cache": boolean,
     "use_pos_enc": boolean,
 }
@@ -72,7 +72,7 @@ def kept_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, .
     dtype = config.get("dtype") if config.get("dtype") is not None else config.get("torch_dtype")
     if dtype is not None:
         stated["dtype"] = dtype.removeprefix("torch.") if isinstance(dtype, str) else dtype
-    return keep(stated, KEPT, FILE, ConfigError, unsaid=_REPLACED)
+    return keep(stated, KEPT, FILE, ConfigError, unsaid=_REPLACED, loose=("transformers_version",))
 
 
 def artifact_config(

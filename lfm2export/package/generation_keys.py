@@ -10,67 +10,92 @@ from collections.abc import Mapping
 from typing import Any
 
 from lfm2export.errors import ConfigError
-from lfm2export.package.plain import Kind, boolean, either, integer, keep, list_of, number, one_of, text
+from lfm2export.package.plain import Kind, between, boolean, either, keep, list_of, one_of, text, version
 
 FILE = "generation_config.json"
 
-_TOKENS = either(integer, list_of(integer))
+#: Beams and answers at a time, and characters or tokens of n-grams: more than any machine could serve.
+MAX_COUNT = 1024
+#: Tokens of a text, signed 32 bits: what runtimes count in.
+MAX_TOKENS = 2**31 - 1
 
-KEPT: Mapping[str, Kind] = {
+_COUNT = between(1, MAX_COUNT, whole=True)
+_NGRAM = between(0, MAX_COUNT, whole=True)
+_LENGTH = between(1, MAX_TOKENS, whole=True)
+_SHARE = between(0, 1)
+_FACTOR = between(-1e6, 1e6)
+_POSITIVE = between(1e-6, 1e6)
+
+_PLAIN: Mapping[str, Kind] = {
     "_from_model_config": boolean,
-    "bad_words_ids": list_of(list_of(integer)),
-    "begin_suppress_tokens": list_of(integer),
-    "bos_token_id": integer,
-    "decoder_start_token_id": _TOKENS,
-    "diversity_penalty": number,
+    "diversity_penalty": _FACTOR,
     "do_sample": boolean,
     "early_stopping": either(boolean, one_of("never")),
-    "encoder_no_repeat_ngram_size": integer,
-    "encoder_repetition_penalty": number,
-    "eos_token_id": _TOKENS,
-    "epsilon_cutoff": number,
-    "eta_cutoff": number,
-    "forced_bos_token_id": integer,
-    "forced_eos_token_id": _TOKENS,
-    "guidance_scale": number,
-    "length_penalty": number,
-    "max_length": integer,
-    "max_new_tokens": integer,
-    "max_time": number,
-    "min_length": integer,
-    "min_new_tokens": integer,
-    "min_p": number,
-    "no_repeat_ngram_size": integer,
-    "num_beam_groups": integer,
-    "num_beams": integer,
-    "num_return_sequences": integer,
+    "encoder_no_repeat_ngram_size": _NGRAM,
+    "encoder_repetition_penalty": _POSITIVE,
+    "epsilon_cutoff": _SHARE,
+    "eta_cutoff": _SHARE,
+    "guidance_scale": _FACTOR,
+    "length_penalty": _FACTOR,
+    "max_length": _LENGTH,
+    "max_new_tokens": _LENGTH,
+    "max_time": between(1e-3, 1e9),
+    "min_p": _SHARE,
+    "no_repeat_ngram_size": _NGRAM,
+    "num_beam_groups": _COUNT,
+    "num_beams": _COUNT,
+    "num_return_sequences": _COUNT,
     "output_attentions": boolean,
     "output_hidden_states": boolean,
     "output_logits": boolean,
     "output_scores": boolean,
-    "pad_token_id": integer,
-    "penalty_alpha": number,
+    "penalty_alpha": _SHARE,
     "remove_invalid_values": boolean,
     "renormalize_logits": boolean,
-    "repetition_penalty": number,
+    "repetition_penalty": _FACTOR,
     "return_dict_in_generate": boolean,
     "stop_strings": either(text, list_of(text)),
-    "suppress_tokens": list_of(integer),
-    "temperature": number,
+    "temperature": _FACTOR,
     "token_healing": boolean,
-    "top_h": number,
-    "top_k": number,
-    "top_p": number,
-    "transformers_version": text,
-    "typical_p": number,
+    "top_h": _SHARE,
+    "top_k": between(-1, MAX_TOKENS),
+    "top_p": _SHARE,
+    "transformers_version": version,
+    "typical_p": between(1e-6, 1),
     "use_cache": boolean,
 }
 
 
-def kept_generation(generation: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _of_model(vocab_size: int, positions: int) -> dict[str, Kind]:
+    """The keys whose values are ids, and those that no text of the model's could fulfil."""
+    shortest = between(0, positions, whole=True)
+    token = between(0, vocab_size - 1, whole=True)
+    one_or_more = either(token, list_of(token))
+    return {
+        "bad_words_ids": list_of(list_of(token)),
+        "begin_suppress_tokens": list_of(token),
+        "bos_token_id": token,
+        "decoder_start_token_id": one_or_more,
+        "eos_token_id": one_or_more,
+        "forced_bos_token_id": token,
+        "forced_eos_token_id": one_or_more,
+        "min_length": shortest,
+        "min_new_tokens": shortest,
+        "pad_token_id": token,
+        "suppress_tokens": list_of(token),
+    }
+
+
+def kept_generation(
+    generation: Mapping[str, Any], vocab_size: int, positions: int
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """What of the source's generation_config.json is taken over, and the names of what is left out.
+
+    vocab_size, positions: of the model.
 
     Raises:
         ConfigError: a key that is taken over has a value that no reader takes.
     """
-    return keep(generation, KEPT, FILE, ConfigError)
+    return keep(
+        generation, {**_PLAIN, **_of_model(vocab_size, positions)}, FILE, ConfigError, loose=("transformers_version",)
+    )

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from lfm2export.errors import SourceError
+from lfm2export.generation.settings import FILE as GENERATION
 from lfm2export.generation.settings import read_generation
 from lfm2export.package.config import kept_config
 from lfm2export.package.front_matter import LICENSE_NAMES, SourceCard, read_source_card
 from lfm2export.package.generation import artifact_generation
 from lfm2export.package.generation_keys import kept_generation
+from lfm2export.package.plain import json_bytes
 from lfm2export.package.tokenizer import (
     portable_template,
     read_tokenizer_files,
@@ -24,7 +26,9 @@ from lfm2export.package.tokenizer import (
 )
 from lfm2export.spec import ModelSpec
 from lfm2export.text.folder import default_length, read_text_files
+from lfm2export.text.templates import TOKENIZER_CONFIG
 from lfm2export.text.token_ids import TokenIds
+from lfm2export.untrusted.json_reader import MAX_BYTES
 from lfm2export.untrusted.paths import find_file
 from lfm2export.untrusted.text import MAX_TEXT_BYTES, read_bytes
 
@@ -70,14 +74,23 @@ def read_inputs(folder: Path, config: Mapping[str, Any], spec: ModelSpec) -> Pac
     tokenizer = read_tokenizer_files(folder, text, spec.vocab_size)
     card = read_source_card(folder)
     kept, of_config = kept_config(config)
-    sampling, of_generation = kept_generation(generation or {})
+    sampling, of_generation = kept_generation(generation or {}, spec.vocab_size, spec.max_position_embeddings)
     texts = {name: template.encode() for name, template in template_files(templates).items()}
+    written = artifact_generation(sampling, text.tokens)
+    settings = with_templates(tokenizer.settings, templates)
+    for name, value in ((GENERATION, written), (TOKENIZER_CONFIG, settings)):
+        size = len(json_bytes(value))
+        if size > MAX_BYTES:
+            raise SourceError(
+                f"{folder}: {name} would have {size:,} bytes in the artifact, templates included, and is read up to "
+                f"{MAX_BYTES:,}; shorten it, or restore it from the source"
+            )
     return PackageInputs(
         config=kept,
-        generation=artifact_generation(sampling, text.tokens),
+        generation=written,
         tokens=text.tokens,
         templates=templates,
-        tokenizer_settings=with_templates(tokenizer.settings, templates),
+        tokenizer_settings=settings,
         files={**tokenizer.files, **texts, **_legal(folder)},
         card=card,
         default_length=default_length(text.settings, spec),

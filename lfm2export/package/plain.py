@@ -10,6 +10,7 @@ that no reader takes is refused: left out, it would change what the model does, 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ Kind = Callable[[Any], bool]
 
 #: Characters of a text in a config; templates are no part of it.
 MAX_TEXT = 500
+_VERSION = re.compile(r"\d[0-9A-Za-z.+-]{0,31}", re.ASCII)
 #: Keys that a report of what was left out names for one file.
 MAX_NAMED = 20
 
@@ -42,6 +44,21 @@ def number(value: Any) -> bool:
 def text(value: Any) -> bool:
     """Not a long one."""
     return isinstance(value, str) and len(value) <= MAX_TEXT
+
+
+def between(least: float, most: float, *, whole: bool = False) -> Kind:
+    """Numbers from `least` to `most`; `whole`: integers alone."""
+    return lambda value: (integer if whole else number)(value) and least <= value <= most
+
+
+def identifier(value: Any) -> bool:
+    """A name of an argument: "attention_mask"."""
+    return isinstance(value, str) and len(value) <= 64 and value.isascii() and value.isidentifier()
+
+
+def version(value: Any) -> bool:
+    """Of a library: "4.57.1", "5.0.0.dev0"."""
+    return isinstance(value, str) and _VERSION.fullmatch(value) is not None
 
 
 def one_of(*values: str) -> Kind:
@@ -68,15 +85,21 @@ def keep(
     error: type[Lfm2ExportError],
     *,
     unsaid: Collection[str] = (),
+    loose: Collection[str] = (),
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The entries of `values` that `kinds` knows, null or of their kind; and the names of the others, for the manifest.
 
     file: what `values` are from, such as "config.json". unsaid: keys whose loss is no news.
+    loose: known keys that change nothing, and are left out too where their value is of another kind.
 
     Raises:
         error: a known key has a value of another kind.
     """
-    kept = {name: value for name, value in values.items() if name in kinds}
+    kept = {
+        name: value
+        for name, value in values.items()
+        if name in kinds and (name not in loose or value is None or kinds[name](value))
+    }
     for name, value in kept.items():
         if value is not None and not kinds[name](value):
             raise error(f"{file}: {name} is {shown(value)}, which no reader of it takes; correct it, or remove it")

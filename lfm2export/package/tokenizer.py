@@ -11,7 +11,7 @@ user's prompt, in every runtime that reads the file.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,9 @@ from typing import Any
 
 from lfm2export.errors import TokenizerError
 from lfm2export.package import plain
-from lfm2export.text.folder import TextFiles
+from lfm2export.text.folder import TextFiles, as_length
 from lfm2export.text.templates import DEFAULT, MORE_TEMPLATES, TEMPLATE, TOKENIZER_CONFIG
-from lfm2export.text.tokenizer_file import SAVE_AGAIN, SPECIAL_TOKENS_MAP, TOKENIZER
+from lfm2export.text.tokenizer_file import NAMED_TOKENS, SAVE_AGAIN, SPECIAL_TOKENS_MAP, TOKENIZER
 from lfm2export.untrusted.json_reader import MAX_TOKENIZER_BYTES, kind, parse_json
 from lfm2export.untrusted.paths import find_file, shown
 from lfm2export.untrusted.text import decode, read_bytes
@@ -87,7 +87,7 @@ def read_tokenizer_files(folder: Path, text: TextFiles, vocab_size: int) -> Toke
     files = {TOKENIZER: text.tokenizer.data}
     dropped = [*plain.named(text.tokenizer.of_training, TOKENIZER)]
     for name, checked in (
-        (SPECIAL_TOKENS_MAP, _special_tokens_map),
+        (SPECIAL_TOKENS_MAP, partial(_special_tokens_map, text.tokenizer.added)),
         (ADDED_TOKENS, partial(_token_numbers, vocab_size)),
         (VOCABULARY, partial(_token_numbers, vocab_size)),
     ):
@@ -105,22 +105,33 @@ def read_tokenizer_files(folder: Path, text: TextFiles, vocab_size: int) -> Toke
     if merges is not None:
         data = read_bytes(merges, TokenizerError, MAX_TOKENIZER_BYTES, folder=folder)
         files[MERGES] = decode(data, merges, TokenizerError, SAVE_AGAIN).encode()
-    settings, left_out = portable_settings(text.settings)
+    settings, left_out = portable_settings(text.settings, text.tokenizer.added)
     return TokenizerFiles(files, settings, (*dropped, *left_out))
 
 
-def portable_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+def portable_settings(
+    settings: Mapping[str, Any], added: Collection[str] = ()
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """tokenizer_config.json as transformers 4 and 5 and Transformers.js all read it, without its templates; and the
     names of what was left out.
 
     transformers 5 writes the class TokenizersBackend and a list of `extra_special_tokens`; 4 knows neither (a list
     there is an error to it), while 5 still reads the older spellings.
 
+    added: texts of the added tokens. A setting NAME_token is one of a model's own kind ("image_token") only where its
+    value is among them; else it may be somebody's password ("hf_token").
+
     Raises:
         TokenizerError: a setting has a value that no reader takes.
     """
-    named = {name: _SPECIAL for name in settings if name.endswith("_token")}
-    kept, dropped = plain.keep(settings, {**named, **_SETTINGS}, TOKENIZER_CONFIG, TokenizerError, unsaid=_OF_NO_USE)
+    kinds = {**_token_names(settings, added), **_SETTINGS}
+    kept, dropped = plain.keep(settings, kinds, TOKENIZER_CONFIG, TokenizerError, unsaid=_OF_NO_USE)
+    dropped = (*dropped, *_without_strangers(kept, added, TOKENIZER_CONFIG))
+    if kept.get("model_max_length") is not None:
+        kept["model_max_length"] = length = as_length(kept["model_max_length"])
+        if length is None:
+            del kept["model_max_length"]
+            dropped = (*dropped, *plain.named(["model_max_length"], TOKENIZER_CONFIG))
     stated = settings.get("tokenizer_class")
     if stated not in CLASSES:
         kept["tokenizer_class"] = PLAIN_CLASS
@@ -150,7 +161,7 @@ def template_files(templates: Mapping[str, str]) -> dict[str, str]:
 
 def _is_added_token(value: Any) -> bool:
     """A token as transformers writes it: its text, and how it is matched."""
-    if not isinstance(value, dict) or not isinstance(value.get("content"), str):
+    if not isinstance(value, dict) or not plain.text(value.get("content")):
         return False
     return all(
         (name in _FLAGS and isinstance(entry, bool))
@@ -161,7 +172,33 @@ def _is_added_token(value: Any) -> bool:
     )
 
 
-_SPECIAL = plain.either(lambda value: isinstance(value, str), _is_added_token)
+def _content(value: Any) -> Any:
+    """The text of a token, None where `value` is none."""
+    content = value.get("content") if isinstance(value, dict) else value
+    return content if isinstance(content, str) else None
+
+
+_SPECIAL = plain.either(plain.text, _is_added_token)
+
+#: Settings that may be an object of tokens by name.
+_TOKENS_BY_NAME = ("extra_special_tokens", "model_specific_special_tokens")
+
+
+def _token_names(values: Mapping[str, Any], added: Collection[str]) -> dict[str, plain.Kind]:
+    """The keys of `values` that name a token: the usual ones, and NAME_token of a token in `added`."""
+    others = [name for name, value in values.items() if name.endswith("_token") and _content(value) in added]
+    return dict.fromkeys((*NAMED_TOKENS, *others), _SPECIAL)
+
+
+def _without_strangers(kept: dict[str, Any], added: Collection[str], file: str) -> tuple[str, ...]:
+    """Take those out of `kept`'s tokens by name that are none of `added`; their names, for the manifest."""
+    lost = []
+    for name in _TOKENS_BY_NAME:
+        if isinstance(kept.get(name), dict):
+            lost += [f"{name}.{key}" for key, value in kept[name].items() if _content(value) not in added]
+            kept[name] = {key: value for key, value in kept[name].items() if _content(value) in added}
+    return plain.named(lost, file)
+
 
 #: Every setting of tokenizer_config.json that a reader of tokenizer.json knows, beside NAME_token.
 _SETTINGS: Mapping[str, plain.Kind] = {
@@ -178,7 +215,7 @@ _SETTINGS: Mapping[str, plain.Kind] = {
     "extra_special_tokens": plain.either(plain.list_of(_SPECIAL), plain.mapping_of(_SPECIAL)),
     "keep_accents": plain.boolean,
     "legacy": plain.boolean,
-    "model_input_names": plain.list_of(plain.text),
+    "model_input_names": plain.list_of(plain.identifier),
     "model_max_length": plain.number,
     "model_specific_special_tokens": plain.mapping_of(_SPECIAL),
     "padding_side": plain.one_of("left", "right"),
@@ -205,10 +242,12 @@ _OF_NO_USE = (
 )
 
 
-def _special_tokens_map(value: dict[str, Any], path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    named = {name: _SPECIAL for name in value if name.endswith("_token")}
+def _special_tokens_map(
+    added: Collection[str], value: dict[str, Any], path: Path
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     listed = {name: _SETTINGS[name] for name in ("additional_special_tokens", "extra_special_tokens")}
-    return plain.keep(value, {**named, **listed}, SPECIAL_TOKENS_MAP, TokenizerError)
+    kept, dropped = plain.keep(value, {**_token_names(value, added), **listed}, SPECIAL_TOKENS_MAP, TokenizerError)
+    return kept, (*dropped, *_without_strangers(kept, added, SPECIAL_TOKENS_MAP))
 
 
 def _token_numbers(vocab_size: int, value: dict[str, Any], path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:

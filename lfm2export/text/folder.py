@@ -59,7 +59,11 @@ def default_length(settings: Mapping[str, Any], spec: ModelSpec) -> int:
 
     It was chosen for training or serving, and is no limit of the model's. transformers writes 1e30 where there is none.
     """
-    length = settings.get("model_max_length")
-    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
-        return spec.max_position_embeddings
-    return min(length, spec.max_position_embeddings)
+    length = as_length(settings.get("model_max_length"))
+    return spec.max_position_embeddings if length is None else min(length, spec.max_position_embeddings)
+
+
+def as_length(value: object) -> int | None:
+    """`value` as a number of tokens, also where it is written as 512.0; None where it is none of at least one."""
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and value >= 1 and value == int(value)
+    return int(value) if whole else None  # type: ignore[call-overload]

@@ -26,7 +26,11 @@ DEFAULT = "default"
 TOOL_USE = "tool_use"
 
 #: Templates of one checkpoint; those of the hub have at most a handful.
-MAX_TEMPLATES = 64
+MAX_TEMPLATES = 16
+
+#: Bytes of all of them: tokenizer_config.json, which holds them too, is read up to 16 MiB, and JSON takes up to 6 bytes
+#: for one.
+MAX_TEMPLATE_BYTES = 2 << 20
 
 #: A tool that templates are tried with, in the form that most of them want.
 PROBE_TOOL: Mapping[str, Any] = {
@@ -36,6 +40,14 @@ PROBE_TOOL: Mapping[str, Any] = {
         "description": "Look a word up.",
         "parameters": {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]},
     },
+}
+
+
+#: A document for templates that answer from some.
+PROBE_DOCUMENT: Mapping[str, str] = {
+    "title": "France",
+    "text": "Its capital is Paris.",
+    "content": "Its capital is Paris.",
 }
 
 
@@ -56,6 +68,12 @@ def read_chat_templates(folder: Path) -> dict[str, str]:
             f"{folder} has {len(templates):,} chat templates, expected at most {MAX_TEMPLATES}; remove the others"
         )
     _check_distinct(templates, folder)
+    size = sum(len(text.encode("utf-8", "surrogatepass")) for text in templates.values())
+    if size > MAX_TEMPLATE_BYTES:
+        raise TokenizerError(
+            f"{folder} has chat templates of {size:,} bytes in all ({TEMPLATE}, {MORE_TEMPLATES}/, "
+            f"{TOKENIZER_CONFIG}), expected at most {MAX_TEMPLATE_BYTES:,}; restore them from the source"
+        )
     return templates
 
 
@@ -66,10 +84,10 @@ def template_for(templates: Mapping[str, str], tools: object) -> tuple[str, str]
 
 
 def check_templates(templates: Mapping[str, str], special_tokens: Mapping[str, str], folder: Path) -> list[str]:
-    """A short conversation rendered with every template that this package would use.
+    """A short conversation rendered with every template; in the list, with those that this package would use.
 
     `special_tokens`: those that templates see by name, as `read_special_tokens` gives them. A template may refuse
-    a tool list with raise_exception; a plain question it may not.
+    a tool list with raise_exception; a plain question the default may not.
 
     Raises:
         TokenizerError: a template fails, takes too much, refuses a question, or there are some and none is the default.
@@ -84,6 +102,9 @@ def check_templates(templates: Mapping[str, str], special_tokens: Mapping[str, s
         found = template_for(templates, tools)
         if found is not None and (tools is None or found[0] == TOOL_USE or "tools" in found[1]):
             rendered.append(_probe(found[1], found[0], special_tokens, tools, folder))
+    for name, template in templates.items():
+        if name not in (DEFAULT, TOOL_USE):
+            _probe_other(template, name, special_tokens, folder)
     return rendered
 
 
@@ -128,6 +149,23 @@ def _probe(
             f"{folder}: the chat template {name!r} fails on a plain question{with_tools}: {error}; restore it from the "
             "source, or mend it"
         ) from error
+
+
+def _probe_other(template: str, name: str, special_tokens: Mapping[str, str], folder: Path) -> None:
+    """Try a template that nothing here uses: it may be for answers from documents, with or without tools."""
+    for tools, documents in (([PROBE_TOOL], [PROBE_DOCUMENT]), (None, None)):
+        question = [{"role": "user", "content": "What is the capital of France?"}]
+        try:
+            render(template, {**_variables(question, special_tokens, tools, prompt=True), "documents": documents})
+            return
+        except SandboxError as error:
+            if error.refused:
+                return
+            failure = error
+    raise TokenizerError(
+        f"{folder}: the chat template {name!r} fails on a plain question, with a tool and a document and without: "
+        f"{failure}; restore it from the source, mend it, or remove it"
+    ) from failure
 
 
 def _variables(

@@ -34,6 +34,10 @@ OF_TRAINING = ("truncation", "padding")
 #: Ids beyond this are none of any vocabulary (32 bits, signed).
 MAX_ID = 2**31 - 1
 
+#: Pieces of all templates of a post-processor, and tokens of one piece; those of the family have 1 to 4, of 1 each.
+MAX_PIECES = 64
+MAX_PIECE_TOKENS = 16
+
 #: What a tokenizer is tried with: nothing, several scripts, numbers, code, long runs of one character.
 PROBE_TEXTS = (
     "",
@@ -96,7 +100,11 @@ def _parsed(path: Path, data: bytes) -> TokenizerFile:
     vocabulary = _vocabulary(path, content.get("model"))
     added = _added(path, content.get("added_tokens"))
     _check_ids(path, vocabulary, added)
+    _check_post_processor(path, content.get("post_processor"))
     of_training = tuple(name for name in OF_TRAINING if content.get(name) is not None)
+    if content["model"].get("dropout") is not None:  # of BPE: merges left out by chance
+        of_training = (*of_training, "model.dropout")
+        content["model"]["dropout"] = None
     if of_training:
         content |= dict.fromkeys(OF_TRAINING)
         data = (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode()
@@ -223,6 +231,27 @@ def _check_id(path: Path, token: str, index: Any) -> None:
     if type(index) is not int or not 0 <= index <= MAX_ID:
         raise TokenizerError(
             f"{path}: the token {shown(token)} has the id {shown(index)}, expected a number from 0 up; {SAVE_AGAIN}"
+        )
+
+
+def _check_post_processor(path: Path, value: Any) -> None:
+    """That what a post-processor, or one inside it, puts around every text is short."""
+    if isinstance(value, list):
+        for entry in value:
+            _check_post_processor(path, entry)
+    if not isinstance(value, dict):
+        return
+    _check_post_processor(path, value.get("processors"))
+    special = value.get("special_tokens")
+    tokens = list(special.values()) if isinstance(special, dict) else []
+    parts = (value.get("single"), value.get("pair"), value.get("processors"), tokens)
+    pieces = max(len(part) for part in parts if isinstance(part, list))
+    lists = [token.get(name) for token in tokens if isinstance(token, dict) for name in ("ids", "tokens")]
+    longest = max((len(ids) for ids in lists if isinstance(ids, list)), default=0)
+    if pieces > MAX_PIECES or longest > MAX_PIECE_TOKENS:
+        raise TokenizerError(
+            f"{path}: its post_processor puts {pieces:,} pieces of up to {longest:,} tokens around a text, expected at "
+            f"most {MAX_PIECES} of {MAX_PIECE_TOKENS}; {SAVE_AGAIN}"
         )
 
 

@@ -58,6 +58,24 @@ def folder_for(name: str) -> Callable[[Path], None]:
     return change
 
 
+def template(name: str, text: str) -> Callable[[Path], None]:
+    """One more chat template."""
+
+    def change(folder: Path) -> None:
+        (folder / "additional_chat_templates").mkdir()
+        (folder / "additional_chat_templates" / f"{name}.jinja").write_text(text)
+
+    return change
+
+
+def processor(pieces: int, tokens: int) -> dict[str, Any]:
+    """A TemplateProcessing that puts `pieces`, each of `tokens` tokens, before a text."""
+    special = {"id": "x", "ids": [1] * tokens, "tokens": ["x"] * tokens}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    single = [*({"SpecialToken": {"id": "x", "type_id": 0}} for _ in range(pieces)), text]
+    return {"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": {"x": special}}
+
+
 LINKED = (
     *("LICENSE", "NOTICE", "README.md", "generation_config.json", "tokenizer.json", "vocab.json"),
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template.jinja"),
@@ -99,6 +117,27 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
             edit("tokenizer_config.json", chat_template=OUTSIDE)(folder),
         )[-1],
         "is named '../../outside'",
+    ),
+    "further template is no Jinja": (template("rag", "{% if %}"), "chat template 'rag' fails"),
+    "further template divides by zero": (template("rag", "{{ 1/0 }}"), "chat template 'rag' fails"),
+    "template for tools divides by zero": (template("tool_use", "{{ 1/0 }}"), "chat template 'tool_use' fails"),
+    "templates are large in sum": (template("rag", "x" * (2 << 20)), "chat templates of 2,097,"),
+    "suppressed token is beyond": (edit("generation_config.json", suppress_tokens=[512]), "suppress_tokens is [512]"),
+    "bad word is negative": (edit("generation_config.json", bad_words_ids=[[-5]]), "bad_words_ids is [[-5]]"),
+    "typical_p is negative": (edit("generation_config.json", typical_p=-4), "typical_p is -4"),
+    "a million beams": (edit("generation_config.json", num_beams=10**6), "num_beams is 1000000"),
+    "no time at all": (edit("generation_config.json", max_time=-1e300), "max_time is -1e+300"),
+    "no new tokens": (edit("generation_config.json", max_new_tokens=0), "max_new_tokens is 0"),
+    "length of nothing": (edit("generation_config.json", max_length=0), "max_length is 0"),
+    "longer than any text": (edit("generation_config.json", min_length=2**31 - 1), "min_length is 2147483647"),
+    "token of a thousand letters": (edit("tokenizer_config.json", mask_token="x" * 1000), "mask_token is 'xxx"),
+    "post-processor of many tokens": (
+        edit("tokenizer.json", post_processor=processor(pieces=1, tokens=17)),
+        "its post_processor puts 2 pieces of up to 17 tokens around a text",
+    ),
+    "post-processor of many pieces": (
+        edit("tokenizer.json", post_processor={"type": "Sequence", "processors": [processor(pieces=64, tokens=1)]}),
+        "its post_processor puts 65 pieces of up to 1 tokens around a text",
     ),
     "template divides by zero": (write("chat_template.jinja", "{{ 1/0 }}"), "chat template 'default' fails"),
 }

@@ -11,6 +11,7 @@ import pytest
 from lfm2export.package.config import artifact_config, kept_config, transformers_js_config
 from lfm2export.package.genai import genai_config
 from lfm2export.package.generation import artifact_generation
+from lfm2export.package.generation_keys import kept_generation
 from lfm2export.spec import parse_spec
 from lfm2export.synth import family_config
 from lfm2export.text.token_ids import TokenIds
@@ -129,3 +130,16 @@ def test_genai_config() -> None:
     assert found["search"]["past_present_share_buffer"] and found["search"]["max_length"] == 4096
     assert found["search"]["temperature"] == 0.3 and not found["search"]["do_sample"]
     assert genai_config(spec, TOKENS, {}, ["fp16", "fp32"])["model"]["decoder"]["filename"] == "onnx/model.onnx"
+
+
+@pytest.mark.parametrize("said", ["/home/me/secret\n\x1b[31m", "4.57.1" * 10, "latest", 5])
+def test_a_version_that_is_none_is_left_out(said: Any) -> None:
+    kept, dropped = kept_config({"transformers_version": said})
+    assert kept == {} and dropped == ("config.json: transformers_version",)
+    kept, dropped = kept_generation({"transformers_version": said}, 512, 128)
+    assert kept == {} and dropped == ("generation_config.json: transformers_version",)
+
+
+def test_versions_of_libraries_are_kept() -> None:
+    for version in ("4.57.1", "5.0.0.dev0", "4.55.0+cu124"):
+        assert kept_config({"transformers_version": version}) == ({"transformers_version": version}, ())

@@ -108,10 +108,52 @@ def test_settings_of_transformers_5_are_read_by_4_too() -> None:
         "additional_special_tokens": ["<|im_start|>"],
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-    assert portable_settings({"extra_special_tokens": {"image": "<i>"}, "tokenizer_class": "Other"}) == (
+    assert portable_settings({"extra_special_tokens": {"image": "<i>"}, "tokenizer_class": "Other"}, {"<i>"}) == (
         {"extra_special_tokens": {"image": "<i>"}, "tokenizer_class": "PreTrainedTokenizerFast"},
         ("tokenizer_config.json: tokenizer_class",),
     )
+
+
+def test_a_setting_that_only_sounds_like_a_token_is_not_published(tmp_path: Path) -> None:
+    """`use_auth_token` and its like hold passwords; `image_token` names a token that the vocabulary has."""
+    secrets = {"use_auth_token": True, "hf_token": "hf_abc", "api_token": {"content": "hf_abc"}}
+    named = {"eos_token": "<|im_end|>", "turn_token": "<|im_start|>"}
+    stated = {**secrets, **named, "extra_special_tokens": {"token": "hf_abc", "turn": {"content": "<|im_start|>"}}}
+    write_companions(tmp_path)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = tmp_path / name
+        before = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(before | stated))
+    text = read_text_files(tmp_path, {"eos_token_id": 7}, None, 512)
+    found = read_tokenizer_files(tmp_path, text, 512)
+    of_map = json.loads(found.files["special_tokens_map.json"])
+    assert "hf_abc" not in json.dumps([of_map, found.settings])
+    for settings in (of_map, found.settings):
+        assert not secrets.keys() & settings.keys() and settings.items() >= named.items()
+        assert settings["extra_special_tokens"] == {"turn": {"content": "<|im_start|>"}}
+    for name in (*secrets, "extra_special_tokens.token"):
+        for file in ("tokenizer_config.json", "special_tokens_map.json"):
+            assert f"{file}: {name}" in found.dropped
+
+
+@pytest.mark.parametrize(("stated", "length"), [(512.0, 512), (1e30, int(1e30)), (0, None), (-5, None), (0.5, None)])
+def test_a_length_of_no_token_is_left_out(stated: float, length: int | None) -> None:
+    settings, dropped = portable_settings({"model_max_length": stated, "tokenizer_class": "LlamaTokenizer"})
+    assert settings.get("model_max_length") == length and not isinstance(settings.get("model_max_length"), float)
+    assert dropped == (() if length is not None else ("tokenizer_config.json: model_max_length",))
+
+
+def test_chance_goes_out_of_the_tokenizer(tmp_path: Path) -> None:
+    """BPE's dropout, of training, would split a user's words differently each time."""
+    write_companions(tmp_path)
+    before = json.loads((tmp_path / "tokenizer.json").read_text())
+    before["model"]["dropout"] = 0.5
+    (tmp_path / "tokenizer.json").write_text(json.dumps(before))
+    found = read_tokenizer_files(tmp_path, read_text_files(tmp_path, {"eos_token_id": 7}, None, 512), 512)
+    after = json.loads(found.files["tokenizer.json"])
+    assert after["model"].pop("dropout") is None and found.dropped == ("tokenizer.json: model.dropout",)
+    del before["model"]["dropout"]
+    assert {**after, "truncation": None, "padding": None} == {**before, "truncation": None, "padding": None}
 
 
 def test_what_transformers_saves_comes_back_the_same(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def linked(folder: Path) -> None:
         (lambda f: config(f, {"default": ["x"]}), "expected a text"),
         (lambda f: config(f, [{"name": "a", "template": "x"}] * 2), "two chat templates named 'a'"),
         (lambda f: config(f, {"Default": "x", "default": "y"}), "one file on many disks"),
-        (lambda f: config(f, {f"t{i}": "x" for i in range(100)}), "has 100 chat templates, expected at most 64"),
+        (lambda f: config(f, {f"t{i}": "x" for i in range(100)}), "has 100 chat templates, expected at most 16"),
         (lambda f: (f / "tokenizer_config.json").write_text("[1]"), "holds a JSON list, expected an object"),
         (lambda f: (f / "tokenizer_config.json").write_text("{"), "not valid JSON"),
         (lambda f: (f / "chat_template.jinja").write_bytes(b"\xff\xfeh\0"), "not UTF-8"),
