@@ -10,7 +10,7 @@ from lfm2export.contract import MODEL_FILES
 from lfm2export.errors import ArtifactError
 from lfm2export.hub import is_hub_id
 from lfm2export.untrusted.onnx_file import data_path, opened, rewritten, scan, scan_file
-from lfm2export.untrusted.paths import find_file
+from lfm2export.untrusted.paths import find_file, is_utf8
 
 #: Which file to open when none is asked for: what the model card runs first, then the small ones, then the exact ones.
 PREFERENCE = ("q4", "q4f16", "q8", "fp16", "fp32")
@@ -20,9 +20,12 @@ def check_folder(folder: Path) -> None:
     """Whether there is a folder to look for an artifact in.
 
     Raises:
-        ArtifactError: there is none; where it could be a hub id, the message says how to download that.
+        ArtifactError: there is none; where it could be a hub id, the message says how to download that. Or its name is
+            not UTF-8, which onnxruntime cannot open.
     """
     if folder.is_dir():
+        if not is_utf8(folder.resolve()):
+            raise ArtifactError(f"the name of {folder.resolve()} is not UTF-8; rename that folder")
         return
     name = folder.as_posix()
     if is_hub_id(name) and not folder.parent.is_dir():

@@ -130,6 +130,8 @@ def _show_place(report: BuildReport) -> None:
     """Where the artifact is, what of the replaced one was not as it had been built, and what to read."""
     if report.edited:
         say(f"replaced although edited since it was built: {', '.join(report.edited)}", err=True)
+    if report.left is not None:
+        say(f"what was replaced could not be removed: change the permissions of {report.left} and remove it", err=True)
     if report.passed is False:
         say(
             f"parity failed: the new artifact is kept as {report.folder}, and its place is as it was; see "

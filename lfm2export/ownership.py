@@ -76,6 +76,15 @@ def _foreign(folder: Path, prefix: str, files: set[str], folders: set[str]) -> I
                 yield name
 
 
+def closed_folder(folder: Path) -> Path | None:
+    """The first of `folder` and all folders in it whose entries this user cannot remove; None where there is none."""
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        return folder
+    with os.scandir(folder) as entries:
+        inner = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    return next((closed for name in inner if (closed := closed_folder(folder / name)) is not None), None)
+
+
 #: Where `chat-page` makes the page and puts the old one: see `staging`.
 _CHAT_LEFTOVERS = {f".{CHAT}.lfm2export.partial", f".{CHAT}.lfm2export.old"}
 

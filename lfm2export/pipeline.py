@@ -45,7 +45,8 @@ class BuildReport:
     """What a build made: `folder` is complete. seconds: wall time of the whole build.
 
     passed: what the check said, None without one; where it is False, `folder` is beside the output, which is as it was.
-    edited: files of the replaced artifact that somebody had changed since they were built.
+    edited: files of the replaced artifact that somebody had changed since they were built. left: what could not
+    be removed of it, if anything.
     """
 
     folder: Path
@@ -57,6 +58,7 @@ class BuildReport:
     selection: Selection | None = None
     passed: bool | None = None
     edited: tuple[str, ...] = ()
+    left: Path | None = None
 
 
 #: Whether a new artifact may take its place. It is given the folder where that lies meanwhile, in which it may write,
@@ -167,7 +169,7 @@ def build(
         for written in flushed:
             written.result()
     place = out if staged.passed else staged.place
-    return replace(report, folder=place, seconds=time.monotonic() - started, edited=staged.edited)
+    return replace(report, folder=place, seconds=time.monotonic() - started, edited=staged.edited, left=staged.left)
 
 
 def _ordered(dtypes: Sequence[str]) -> list[str]:

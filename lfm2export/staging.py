@@ -27,7 +27,8 @@ from pathlib import Path
 from lfm2export.atomic import exchange, flush_folder, flush_tree
 from lfm2export.errors import BusyError, Lfm2ExportError, OutputError
 from lfm2export.locking import lock
-from lfm2export.ownership import check_replaceable, edited_files
+from lfm2export.ownership import check_replaceable, closed_folder, edited_files
+from lfm2export.untrusted.paths import is_utf8
 
 #: errno values that mean "this disk", whatever file the failing call named.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
@@ -40,13 +41,14 @@ CheckReplaceable = Callable[[Path], None]
 @dataclass
 class Staged:
     """folder: to write into. place: where that will be, and is after the block. edited: files of the folder which it
-    replaced that somebody had changed.
+    replaced that somebody had changed. left: what could not be removed of that folder, and where it is now.
     """
 
     folder: Path
     place: Path
     passed: bool = True
     edited: tuple[str, ...] = ()
+    left: Path | None = None
 
     def reject(self) -> None:
         """The folder is complete but no good: it becomes `place`.failed, and what is at `place` stays."""
@@ -93,7 +95,7 @@ def staged_output(
                 staged.edited = edited_files(out) if out.exists() else ()
             else:
                 staged.place = _failed_place(out, locks, replaceable)
-            _move(folder, staged.place, replaceable)
+            staged.left = _move(folder, staged.place, replaceable)
             done = True
         except OSError as error:
             raise _translated(error, out, staged.folder if staged is not None else None) or error from error
@@ -143,8 +145,15 @@ def check_output(
 
 
 def _place(out: Path) -> Path:
-    """`out` as an absolute path; a link is followed, so that the folder behind it is what gets replaced."""
-    return out.resolve()
+    """`out` as an absolute path; a link is followed, so that the folder behind it is what gets replaced.
+
+    Raises:
+        OutputError: its name is not UTF-8, which onnxruntime could not open.
+    """
+    place = out.resolve()
+    if not is_utf8(place):
+        raise OutputError(f"the name of the output {place} is not UTF-8; choose another output with -o")
+    return place
 
 
 def _check_overlap(out: Path, source: Path) -> None:
@@ -162,6 +171,12 @@ def _check_replaceable(out: Path, force: bool, replaceable: CheckReplaceable) ->
     if not force:
         raise OutputError(f"{out} already exists; pass --force to replace it, or choose another output with -o")
     replaceable(out)
+    closed = closed_folder(out)
+    if closed is not None:
+        raise OutputError(
+            f"{closed} is not writable, so that {out} cannot be replaced; change its permissions (chmod -R u+w), or "
+            "choose another output with -o"
+        )
 
 
 def _nearest_folder(out: Path) -> Path:
@@ -204,7 +219,7 @@ def _open_workplace(out: Path, locks: contextlib.ExitStack) -> Path:
         if held is not None:  # without locks, nobody knows whether what is there is in use
             locks.callback(_release, held)
             for entry in folder.iterdir():
-                _remove(entry)
+                _remove_rest(entry)
         return folder
 
 
@@ -214,6 +229,21 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def _remove_rest(path: Path) -> None:
+    """Remove what an earlier build left.
+
+    Raises:
+        OutputError: that is not possible.
+    """
+    with contextlib.suppress(OSError):
+        _remove(path)
+    if os.path.lexists(path):
+        raise OutputError(
+            f"{path} is left of an earlier build and cannot be removed; change its permissions (chmod -R u+w) and "
+            "remove it"
+        )
 
 
 def _lock_workplace(folder: Path, out: Path) -> int | None:
@@ -242,7 +272,7 @@ def _recover(out: Path) -> None:
         if not old.is_dir() or old.is_symlink():
             continue
         if place.exists():
-            shutil.rmtree(old, ignore_errors=True)
+            _remove_rest(old)
         else:
             old.rename(place)
 
@@ -268,8 +298,13 @@ def _failed_place(out: Path, locks: contextlib.ExitStack, replaceable: CheckRepl
     raise AssertionError("names do not end")
 
 
-def _move(staging: Path, place: Path, replaceable: CheckReplaceable) -> None:
-    """Rename `staging` to `place`; what was there is removed, unless something has appeared in it that is not ours."""
+def _move(staging: Path, place: Path, replaceable: CheckReplaceable) -> Path | None:
+    """Rename `staging` to `place`; what was there is removed, unless something has appeared in it that is not ours.
+
+    Returns:
+        Where the rest of what was there is, if not all could be removed.
+    """
+    old = staging
     if not place.exists():
         staging.rename(place)
     elif exchange(staging, place):
@@ -278,7 +313,6 @@ def _move(staging: Path, place: Path, replaceable: CheckReplaceable) -> None:
         except BaseException:
             exchange(staging, place)
             raise
-        shutil.rmtree(staging, ignore_errors=True)  # the old folder now; a rest of it is removed by the next build
     else:
         old = _old_folder(place)
         place.rename(old)
@@ -288,8 +322,9 @@ def _move(staging: Path, place: Path, replaceable: CheckReplaceable) -> None:
         except BaseException:
             old.rename(place)
             raise
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
     flush_folder(place.parent)
+    return old if old.exists() else None
 
 
 def _translated(error: OSError, out: Path, staging: Path | None) -> OutputError | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -124,6 +125,46 @@ def test_a_closed_parent_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     if os.geteuid() == 0:  # root may write everywhere: let the system answer as it answers others
         monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != closed)
     assert "not writable" in refused(closed / "out")
+
+
+@pytest.mark.parametrize("inner", [".", "onnx"])
+def test_what_could_not_be_removed_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inner: str) -> None:
+    out = tmp_path / "out"
+    fill(out, "old")
+    (out / inner).chmod(0o555)
+    if os.geteuid() == 0:
+        monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != out / inner)
+    assert f"{out / inner} is not writable" in refused(out)
+    (out / inner).chmod(0o755)
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_what_is_left_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool) -> None:
+    """Now, and by the next build, which does not begin."""
+    out = tmp_path / "out"
+    fill(out, "old")
+    if not exchange:
+        monkeypatch.setattr(staging, "exchange", lambda one, other: False)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda path, ignore_errors: None)  # as where the disk refuses
+        with staged_output(out, force=True) as staged:
+            fill(staged.folder, "new")
+        assert staged.left is not None and marks(staged.left) == {"old"} and marks(out) == {"new"}
+        with (
+            pytest.raises(OutputError, match=f"{staged.left} is left of an earlier build"),
+            staged_output(out, force=True),
+        ):
+            raise AssertionError("the block must not run")
+    with staged_output(out, force=True) as staged:
+        fill(staged.folder, "newer")
+    assert staged.left is None and names(tmp_path) == ["out"] and marks(out) == {"newer"}
+
+
+def test_a_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    assert "not UTF-8; choose another output" in refused(tmp_path / os.fsdecode(b"out\xff"))
+    parent = tmp_path / os.fsdecode(b"\xff")
+    parent.mkdir()
+    assert "not UTF-8; choose another output" in refused(parent / "out")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])

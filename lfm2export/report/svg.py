@@ -6,9 +6,11 @@ depends on the figure alone: ids are hashed from its name, and no date is writte
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
@@ -60,12 +62,15 @@ _STYLE: dict[str, Any] = {
 
 def draw(name: str, title: str, height: float, paint: Callable[[Axes], None], *, width: float = 4.4) -> Markup:
     """An `<svg>` element of `width` x `height` inches; `paint` fills its axes, and `title` describes it to readers."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
+    with _silent():
+        import matplotlib
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
 
-    style: Any = _STYLE | {"svg.hashsalt": name}  # matplotlib's stub knows each key's type, a table of ours does not
-    with matplotlib.rc_context(style):
+    # The library's own settings first: a matplotlibrc of the current folder, or of the user's, is none of a report's.
+    defaults = {key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")}
+    style: Any = defaults | _STYLE | {"svg.hashsalt": name}  # the stub knows each key's type, a table of ours does not
+    with _silent(), matplotlib.rc_context(style):
         figure = Figure(figsize=(width, height), layout="constrained")
         canvas = FigureCanvasSVG(figure)
         figure.patch.set_visible(False)
@@ -77,6 +82,18 @@ def draw(name: str, title: str, height: float, paint: Callable[[Axes], None], *,
             written, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
         )
     return Markup(_inline(written.getvalue(), name, title))
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """What matplotlib says of a home that is not writable, or of settings that it cannot read, is not said."""
+    logger = logging.getLogger("matplotlib")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def plain(text: str) -> str:

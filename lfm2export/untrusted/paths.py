@@ -101,6 +101,15 @@ def checked_link(path: Path, folder: Path, error: type[Lfm2ExportError]) -> Path
     )
 
 
+def is_utf8(path: Path) -> bool:
+    """Whether every byte of `path`'s name is part of a UTF-8 text; libraries in C++ take no other."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def anywhere(path: Path) -> Path:
     """The folder to hold a file to that the user named: its links are the user's own, and may lead anywhere."""
     return Path(path.absolute().anchor)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
+import lfm2export
 from command_line import Ran, error_line, run, run_process
 from lfm2export.untrusted.text import MAX_TEXT_BYTES
 
+SHIPPED = Path(lfm2export.__file__).parent / "shipped"
 LONG = "n" * 300
 
 
@@ -46,6 +50,16 @@ def test_an_output_of_too_long_a_name(tmp_path: Path) -> None:
     ran = run("build", "-o", LONG, cwd=tmp_path)
     assert ran.code == 2 and "file name too long; choose another output" in ran.stderr
     assert ran.stderr.count("\n") == 1
+
+
+def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    """onnxruntime takes none: said before a build, and in place of a fault."""
+    name = os.fsdecode(b"a\xff")
+    assert "is not UTF-8; choose another output" in error_line(run("build", SHIPPED, "-q", "-o", name, cwd=tmp_path))
+    shutil.copytree(SHIPPED, tmp_path / name)
+    assert "is not UTF-8; choose another output" in error_line(run("build", name, "-q", cwd=tmp_path))
+    for command in ("generate", "verify", "inspect", "bench", "report", "check-consumers"):
+        assert "is not UTF-8; rename" in error_line(run(command, name, cwd=tmp_path)), command
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,6 +18,7 @@ from lfm2export.package.card import PARITY_BEGIN, PARITY_END
 from lfm2export.package.manifest import check_manifest
 from lfm2export.report import page, render_again, write_report
 from lfm2export.report.facts import read_sizes
+from lfm2export.report.svg import draw
 from lfm2export.verify.results import Verification
 from parity_records import BYTES, NASTY
 
@@ -182,3 +185,23 @@ def test_a_card_that_leads_out_of_the_folder_is_left_alone(tmp_path: Path, good:
     (folder / "README.md").symlink_to(private)
     assert write_report(folder, good).card is None
     assert (folder / "README.md").is_symlink() and "private\n" in private.read_text()
+
+
+def test_plots_depend_on_nothing_around_them(tmp_path: Path) -> None:
+    """Neither a matplotlibrc of the current folder nor a home that is not writable changes them, or says a word."""
+    code = (
+        "from lfm2export.report.svg import draw\n"
+        "print(draw('kld', 'a plot', 3.0, lambda axes: axes.plot([1, 2], [3, 4])))"
+    )
+    usual = draw("kld", "a plot", 3.0, lambda axes: axes.plot([1, 2], [3, 4]))
+    (tmp_path / "matplotlibrc").write_text("lines.linewidth: 9\nfont.size: 40\nnonsense: 1\n")
+    home = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"), os.devnull)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        cwd=tmp_path,
+        env={**{name: value for name, value in os.environ.items() if name != "MPLCONFIGDIR"}, **home},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout.rstrip("\n"), done.stderr) == (usual, "")
