@@ -22,7 +22,7 @@ from lfm2export.errors import ConfigError, SourceError, TensorError
 from lfm2export.progress import Progress, silent
 from lfm2export.spec import ModelSpec, parse_spec, read_config
 from lfm2export.untrusted.json_reader import read_object
-from lfm2export.untrusted.paths import find_file, named, path_inside
+from lfm2export.untrusted.paths import find_file, is_utf8, named, path_inside
 
 if TYPE_CHECKING:
     from lfm2export.weights import BlockFormat, QuantizedBlocks
@@ -163,11 +163,14 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     those of an `lm_head.weight` that must repeat the tied table.
 
     Raises:
-        SourceError: the folder, config.json or the weights are missing or damaged, or are not safetensors.
+        SourceError: the folder, config.json or the weights are missing or damaged, or are not safetensors; or the folder's path
+            is not UTF-8, which libraries in C++ do not take.
         ConfigError: config.json is no LFM2's, or contradicts itself or the tensors.
         TensorError: a tensor is missing, unexpected, misshaped or of an unsupported dtype.
     """
     folder = Path(folder)
+    if not is_utf8(folder):
+        raise SourceError(f"the name of {folder.resolve()} is not UTF-8; rename that folder")
     single, index = (find_file(folder, name, SourceError) for name in (SINGLE, INDEX))
     check_adapter(folder, weights=single is not None or index is not None)
     config = read_config(folder)

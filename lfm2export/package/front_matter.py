@@ -67,7 +67,7 @@ def read_source_card(folder: Path) -> SourceCard:
     Raises:
         SourceError: the card cannot be read, its front matter is damaged, or states a licence that is none.
     """
-    path = find_file(folder, CARD, SourceError)
+    path = find_file(folder, _card_name(folder), SourceError)
     text = read_text(path, SourceError, folder=folder) if path is not None else ""
     what = f"the front matter of {path}"
     lines = _lines(text.replace("\r\n", "\n").replace("\r", "\n"), what)
@@ -93,6 +93,12 @@ def read_source_card(folder: Path) -> SourceCard:
         base_model=tuple(kept["base_model"]),
         dropped=named(lost, CARD),
     )
+
+
+def _card_name(folder: Path) -> str:
+    """README.md, or the spelling of it that `folder` has alone (readme.md)."""
+    names = sorted(path.name for path in folder.iterdir() if path.name.lower() == CARD.lower())
+    return CARD if CARD in names or not names else names[0]
 
 
 def _lines(text: str, what: str) -> str | None:

@@ -102,9 +102,10 @@ def checked_link(path: Path, folder: Path, error: type[Lfm2ExportError]) -> Path
 
 
 def is_utf8(path: Path) -> bool:
-    """Whether every byte of `path`'s name is part of a UTF-8 text; libraries in C++ take no other."""
+    """Whether `path`, and what it leads to, are UTF-8; libraries in C++ take no other names."""
+    both = f"{path} {path.resolve()}"
     try:
-        str(path).encode()
+        both.encode()
     except UnicodeEncodeError:
         return False
     return True

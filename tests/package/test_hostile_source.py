@@ -294,6 +294,11 @@ def test_front_matter_behind_other_line_ends_and_comments_is_read(tmp_path: Path
     assert read_source_card(tmp_path).license == "cc-by-nc-4.0"
 
 
+def test_a_card_of_another_spelling_is_read(tmp_path: Path) -> None:
+    (tmp_path / "readme.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    assert read_source_card(tmp_path).license == "cc-by-nc-4.0"
+
+
 def test_what_is_odd_in_front_matter_is_left_out_and_said(tmp_path: Path) -> None:
     found = card_of(
         tmp_path,
