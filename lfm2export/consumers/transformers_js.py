@@ -27,6 +27,8 @@ from lfm2export.consumers.reference import Comparison, compare, judge
 from lfm2export.consumers.result import Check, ConsumerResult, Verdict, judged
 from lfm2export.consumers.workers import Answer, last_words, run_worker
 from lfm2export.contract import HALF_DTYPES, MODEL_FILES
+from lfm2export.spec import read_config
+from lfm2export.untrusted.paths import named, shown
 
 NODE = "transformers.js/node"
 BROWSER = "transformers.js/browser"
@@ -87,11 +89,46 @@ def run_script(
     return run_worker(["node", JS / script], request, timeout=TIMEOUT, environment={**chromium, **(environment or {})})
 
 
+def chunks_fault(folder: Path) -> str | None:
+    """Why the library is not started on `folder`: config.json states more data files than there are, and the library
+    makes a list of as many names as it says. None: it may.
+
+    Raises:
+        SourceError: config.json cannot be read.
+    """
+    settings = read_config(folder).get("transformers.js_config")
+    stated = settings.get("use_external_data_format") if isinstance(settings, dict) else None
+    if stated is None:
+        return None
+    counts = {name: _data_files(folder, name) for name in MODEL_FILES.values()}
+    most = max(counts.values())  # a number for all files, or one under a name that several of them look up
+    for name, count in stated.items() if isinstance(stated, dict) else [("every file", stated)]:
+        there = counts.get(name, most)
+        if count is not None and not (isinstance(count, int) and 0 <= count <= there):
+            return (
+                f"config.json: transformers.js_config.use_external_data_format of {named(name)} is {shown(count)}, and "
+                f"there are {there} data files; build the artifact again"
+            )
+    return None
+
+
+def _data_files(folder: Path, name: str) -> int:
+    """How many data files of the model file `name` there are, by the names that the library asks for."""
+    path = folder / "onnx" / f"{name}_data"
+    count = 0
+    while path.with_name(f"{path.name}_{count}" if count else path.name).is_file():
+        count += 1
+    return count
+
+
 def check_node(folder: Path, asked: Mapping[str, Asked], device: str = "cpu") -> list[ConsumerResult]:
     """Every file in Node, on the processor or on WebGPU through Vulkan."""
     node = locate.node()
     if isinstance(node, Missing):
         return [ConsumerResult.not_run(NODE, dtype, device, node.reason) for dtype in asked]
+    fault = chunks_fault(folder)
+    if fault is not None:
+        return [ConsumerResult(NODE, dtype, device, Verdict.FAILED, reason=fault) for dtype in asked]
     version = (
         f"{locate.package_version('@huggingface/transformers')}, onnxruntime-node "
         f"{locate.package_version('onnxruntime-node')}, Node {locate.node_version(node)}"
@@ -130,6 +167,9 @@ def check_browser(
     for found in (locate.node(), locate.browser()):
         if isinstance(found, Missing):
             return [ConsumerResult.not_run(BROWSER, dtype, device, found.reason) for dtype, device in pairs]
+    fault = chunks_fault(folder)
+    if fault is not None:
+        return [ConsumerResult(BROWSER, dtype, device, Verdict.FAILED, reason=fault) for dtype, device in pairs]
     facts, said = run_script("browser.mjs", folder, [])
     library = (
         f"{locate.package_version('@huggingface/transformers')}, onnxruntime-web "

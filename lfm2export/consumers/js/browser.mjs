@@ -33,7 +33,7 @@ const server = await serve(
   ],
   hidden,
 );
-const browser = await launch(await findBrowser());
+const browser = await launch(await findBrowser(), {}, dirname(resolve(requestFile))); // goes with the request
 const foreign = [];
 browser.context.on("request", (request) => {
   const { origin, protocol } = new URL(request.url());

@@ -29,9 +29,12 @@ export async function findBrowser() {
   return null;
 }
 
-/** A browser with a profile of its own, which `close` removes; `options` are those of playwright-core. */
-export async function launch(executablePath, options = {}) {
-  const profile = await mkdtemp(join(tmpdir(), "lfm2export-browser-"));
+/**
+ * A browser with a profile of its own in `folder`, which `close` removes; `options` are those of playwright-core. It
+ * reaches this machine only: no other name or address resolves.
+ */
+export async function launch(executablePath, options = {}, folder = tmpdir()) {
+  const profile = await mkdtemp(join(folder, "lfm2export-browser-"));
   const context = await chromium.launchPersistentContext(profile, {
     executablePath,
     headless: true,
@@ -40,7 +43,12 @@ export async function launch(executablePath, options = {}) {
       "--enable-unsafe-webgpu", // SwiftShader is no GPU that Chromium trusts by itself
       "--disable-background-networking",
       "--disable-component-update",
+      "--disable-domain-reliability",
+      "--disable-features=OptimizationHints,MediaRouter,Translate,CertificateTransparencyComponentUpdater",
       "--disable-sync",
+      "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
+      "--metrics-recording-only",
+      "--no-pings",
       "--no-first-run",
     ],
     viewport: { width: 1024, height: 768 },

@@ -6,7 +6,6 @@
  */
 
 import { appendFileSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
 import { dirname, join, resolve, sep } from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";
 
@@ -17,14 +16,15 @@ const [requestFile, answersFile] = process.argv.slice(2);
 const { folder, tasks } = JSON.parse(readFileSync(requestFile, "utf8"));
 // A plain name, whatever the folder is called: the library takes some names for addresses.
 const MODEL = "artifact";
-const models = mkdtempSync(join(dirname(resolve(requestFile)), "models-")); // goes with the request
+const room = dirname(resolve(requestFile)); // what is in it goes with the request, even where this process is killed
+const models = mkdtempSync(join(room, "models-"));
 symlinkSync(resolve(folder), join(models, MODEL), "junction");
 transformers.env.localModelPath = models + sep;
 transformers.env.allowRemoteModels = false;
 
 /** Import `source` from a folder of its own, where the installed packages are found. */
 async function load(source) {
-  const scratch = mkdtempSync(join(tmpdir(), "lfm2export-example-"));
+  const scratch = mkdtempSync(join(room, "example-"));
   try {
     symlinkSync(join(dirname(fileURLToPath(import.meta.url)), "node_modules"), join(scratch, "node_modules"), "junction");
     writeFileSync(join(scratch, "example.mjs"), source);
