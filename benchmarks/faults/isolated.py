@@ -110,7 +110,7 @@ def _hear(child: int, pipe: int, allowed: Allowed) -> Iterator[Outcome]:
             if endless or (waited > allowed.patience and used < IDLE) or waited > 10 * allowed.patience:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
-                kind = "does not end" if endless else "waits forever"
+                kind = "does not end" if used >= IDLE else "waits forever"
                 yield Outcome(kind, f"ended after {waited:.0f} s, {used:.0f} s of work", seconds=used)
                 return
     _, status = os.waitpid(child, 0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from command_line import Ran, run
-from snapshots import Snapshots
+from kept_text import Snapshots
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -11,7 +11,7 @@ from command_line import Ran, run
 from lfm2export import synth
 from lfm2export.cli import main
 from lfm2export.consumers import card_loop, locate
-from snapshots import Snapshots
+from kept_text import Snapshots
 from tiny import write_tiny
 
 TOOLS = '[{"name": "get_time", "description": "The time in a city", "parameters": {"type": "object"}}]'

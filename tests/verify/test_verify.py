@@ -199,7 +199,7 @@ def test_other_weights_fail_and_the_first_tensor_is_named(spoilable: Path, tmp_p
         ({"quick": True, "long": True}, Lfm2ExportError, "quick form measures neither"),
         ({"quick": True, "against": Path("x")}, Lfm2ExportError, "quick form scores no text"),
         ({"prompts": []}, PromptError, "no prompt to verify with"),
-        ({"text": Path("missing.txt")}, PromptError, "cannot be read as text"),
+        ({"text": Path("missing.txt")}, PromptError, r"missing\.txt "),
         ({"dtypes": ["fp16"]}, ArtifactError, "has no onnx/model_fp16.onnx"),
         ({"steps": 5000}, PromptError, "expected 1 to"),
     ],
