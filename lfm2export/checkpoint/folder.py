@@ -163,8 +163,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     those of an `lm_head.weight` that must repeat the tied table.
 
     Raises:
-        SourceError: the folder, config.json or the weights are missing or damaged, or are not safetensors; or the folder's path
-            is not UTF-8, which libraries in C++ do not take.
+        SourceError: the folder, config.json or the weights are missing or damaged, or are not safetensors; or the
+            folder's path is not UTF-8, which libraries in C++ do not take.
         ConfigError: config.json is no LFM2's, or contradicts itself or the tensors.
         TensorError: a tensor is missing, unexpected, misshaped or of an unsupported dtype.
     """
