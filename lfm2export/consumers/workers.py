@@ -21,6 +21,8 @@ from lfm2export.untrusted.text import read_bytes
 MAX_ANSWER_BYTES = 64 << 20
 #: Bytes of stderr that are looked at, from its end.
 STDERR_BYTES = 1 << 16
+#: Seconds that a worker has to end what it started.
+END_SECONDS = 5.0
 
 Answer = Mapping[str, Any]
 
@@ -33,7 +35,8 @@ def run_worker(
     environment: Mapping[str, str] | None = None,
 ) -> tuple[list[Answer], str]:
     """Run `command REQUEST ANSWERS`; the answers that it wrote before it ended, and what it said on stderr."""
-    with tempfile.TemporaryDirectory(prefix="lfm2export-consumer-") as scratch:
+    # A browser that is dying may still write into it.
+    with tempfile.TemporaryDirectory(prefix="lfm2export-consumer-", ignore_cleanup_errors=True) as scratch:
         asked, answers = Path(scratch) / "request.json", Path(scratch) / "answers.jsonl"
         asked.write_text(json.dumps(request), encoding="utf-8")
         stdout, stderr = Path(scratch) / "stdout", Path(scratch) / "stderr"
@@ -59,6 +62,10 @@ def run_worker(
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Nothing that the worker started outlives it."""
     if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError, PermissionError, subprocess.TimeoutExpired):
+            if process.poll() is None:  # Node ends its browser, which is in a group of its own
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait(END_SECONDS)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
     else:
