@@ -105,7 +105,7 @@ def build(source: str | None, dtypes: tuple[str, ...], output: Path | None, **op
 @click.option(
     "--reference",
     metavar="SOURCE",
-    help="The checkpoint: a folder or hub id; default what build.json names, if it is here.",
+    help="The checkpoint: a folder or OWNER/NAME[@REVISION]; default what build.json names, if it is here.",
 )
 @click.option("--dtype", "dtypes", type=click.Choice(DTYPES), multiple=True, help="Repeatable; default all.")
 @click.option("--prompts", type=FILE, help="Prompts, one a line; default the built-in ones.")

@@ -95,7 +95,7 @@ def _quick_check(verified: list[Verification], progress: Progress) -> Check:
 
         found = verify_artifact(
             folder,
-            reference=built.source.folder,
+            reference=built.source,
             dtypes=tuple(built.models),
             quick=True,
             just_built=True,

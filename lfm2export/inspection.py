@@ -13,6 +13,7 @@ from typing import Any
 from lfm2export import contract
 from lfm2export.contract import LogitsMode, Tensor
 from lfm2export.errors import ArtifactError
+from lfm2export.ownership import added_files
 from lfm2export.package.graph import OTHER, ROLES, GraphFacts, read_graph
 from lfm2export.package.manifest import Problem, check_manifest, read_manifest
 from lfm2export.progress import Progress, silent
@@ -111,8 +112,16 @@ def inspect_artifact(folder: Path, *, hashes: bool = True, progress: Progress = 
         folder=folder.resolve(),
         parameters=spec.num_parameters,
         models=tuple(inspect_model(path, dtype, spec, folder) for dtype, path in found.items()),
-        hashes=tuple(check_manifest(folder, progress)) if hashes and manifest is not None else None,
+        hashes=_hash_problems(folder, progress) if hashes and manifest is not None else None,
         manifest=manifest,
+    )
+
+
+def _hash_problems(folder: Path, progress: Progress) -> tuple[Problem, ...]:
+    """What differs from build.json; what commands of this tool add later is no difference."""
+    own = added_files()
+    return tuple(
+        problem for problem in check_manifest(folder, progress) if problem.kind != "extra" or problem.file not in own
     )
 
 

@@ -45,12 +45,17 @@ def check_replaceable(folder: Path) -> None:
             f"{folder} is neither empty nor an artifact of this tool ({reason}), so --force does not replace it and "
             f"what it holds ({named(entries)}); choose another output with -o"
         )
-    foreign = foreign_entries(folder, [*manifest["files"], *UNHASHED, *(f"{CHAT}/{name}" for name in page_files())])
+    foreign = foreign_entries(folder, [*manifest["files"], *added_files()])
     if foreign:
         raise OutputError(
             f"{folder} holds what is not of its build ({named(foreign)}), and --force would delete it; move it away, "
             "or choose another output with -o"
         )
+
+
+def added_files() -> frozenset[str]:
+    """Names of the files that commands add to an artifact after its build."""
+    return frozenset(UNHASHED) | {f"{CHAT}/{name}" for name in page_files()}
 
 
 def foreign_entries(folder: Path, own: Collection[str]) -> list[str]:
@@ -105,7 +110,10 @@ def _edited(folder: Path, name: str, entry: dict[str, Any]) -> bool:
     size = (folder / name).stat().st_size
     if size > HASHED_BYTES:
         return bool(size != entry["bytes"])
-    return measure_file(folder, name) != (entry["bytes"], entry["sha256"])
+    try:
+        return measure_file(folder, name) != (entry["bytes"], entry["sha256"])
+    except ArtifactError:  # a card that no build wrote
+        return True
 
 
 def named(names: Sequence[str]) -> str:

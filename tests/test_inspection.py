@@ -79,6 +79,17 @@ def test_a_damaged_file_is_not_good_and_a_stray_one_is(out: Path) -> None:
     assert inspect_artifact(out, hashes=False).hashes is None
 
 
+def test_what_commands_add_later_is_known(out: Path) -> None:
+    for name in ("chat/index.html", "chat/lib/transformers.min.js", "parity.json", "consumers.json"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).touch()
+    before = inspect_artifact(out).hashes
+    (out / "chat" / "mine.html").touch()
+    after = inspect_artifact(out).hashes
+    assert before == () and after is not None
+    assert [(problem.kind, problem.file) for problem in after] == [("extra", "chat/mine.html")]
+
+
 def test_missing_and_short_data(out: Path) -> None:
     (out / "onnx" / "model_q4f16.onnx_data_1").unlink()
     (out / "onnx" / "model.onnx_data").write_bytes(b"short")

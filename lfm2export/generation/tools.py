@@ -109,7 +109,12 @@ def _call(node: ast.expr) -> ToolCall:
         if keyword.arg in arguments:
             raise _BadCallError(f"{name} has {keyword.arg} twice")
         arguments[keyword.arg] = _literal(keyword.value, f"{name}'s {keyword.arg}")
-    return ToolCall(name, arguments)
+    call = ToolCall(name, arguments)
+    try:
+        str(call)
+    except ValueError as error:  # Python writes no number of more than 4,300 digits, though it reads them in base 16
+        raise _BadCallError(f"{name} has a number of too many digits") from error
+    return call
 
 
 def _dotted(node: ast.expr) -> str:

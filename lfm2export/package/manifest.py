@@ -27,6 +27,7 @@ from lfm2export.spec import ModelSpec
 from lfm2export.untrusted.json_reader import read_object
 from lfm2export.untrusted.paths import find_file, is_plain_path, shown
 from lfm2export.untrusted.records import Mismatch, decode
+from lfm2export.untrusted.text import MAX_TEXT_BYTES, read_bytes
 
 FILE = "build.json"
 SCHEMA_VERSION = 1
@@ -211,7 +212,11 @@ def check_manifest(folder: Path, progress: Progress = silent) -> list[Problem]:
             got = (folder / name).stat().st_size
             problems.append(Problem("size", name, f"{name} has {got} bytes, expected {entry['bytes']}"))
             continue
-        _, digest = measure_file(folder, name, count)
+        try:
+            _, digest = measure_file(folder, name, count)
+        except ArtifactError as error:
+            problems.append(Problem("size", name, str(error)))
+            continue
         if digest != entry["sha256"]:
             problems.append(
                 Problem("hash", name, f"{name} has the sha256 {digest[:12]}…, expected {entry['sha256'][:12]}…")
@@ -229,10 +234,15 @@ def _files(folder: Path) -> list[str]:
 
 
 def measure_file(folder: Path, name: str, count: Callable[[int], None] | None = None) -> tuple[int, str]:
-    """Bytes and sha256 of a file; of README.md without what stands between the parity markers."""
+    """Bytes and sha256 of a file; of README.md without what stands between the parity markers.
+
+    Raises:
+        ArtifactError: README.md is a link out of the folder, or longer than a card is.
+    """
     path = folder / name
     if name == "README.md":
-        text = without_parity(path.read_bytes().decode("utf-8", "replace")).encode()
+        card = read_bytes(path, ArtifactError, MAX_TEXT_BYTES, folder=folder)
+        text = without_parity(card.decode("utf-8", "replace")).encode()
         return len(text), hashlib.sha256(text).hexdigest()
     size, state = 0, hashlib.sha256()
     with path.open("rb") as file:

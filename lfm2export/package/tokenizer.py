@@ -21,7 +21,8 @@ from lfm2export.errors import TokenizerError
 from lfm2export.package import plain
 from lfm2export.text.folder import TextFiles, as_length
 from lfm2export.text.templates import DEFAULT, MORE_TEMPLATES, TEMPLATE, TOKENIZER_CONFIG
-from lfm2export.text.tokenizer_file import NAMED_TOKENS, SAVE_AGAIN, SPECIAL_TOKENS_MAP, TOKENIZER
+from lfm2export.text.tokenizer_file import NAMED_TOKENS, SPECIAL_TOKENS_MAP, TOKENIZER
+from lfm2export.text.tokenizer_growth import SAVE_AGAIN
 from lfm2export.untrusted.json_reader import MAX_TOKENIZER_BYTES, kind, parse_json
 from lfm2export.untrusted.paths import find_file, shown
 from lfm2export.untrusted.text import decode, read_bytes

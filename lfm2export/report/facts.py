@@ -53,6 +53,14 @@ def headline(result: Verification) -> str:
 ORIGINS = {"given": "as given", "cache": "in the hub's cache, as build.json names it", "shipped": "shipped"}
 
 
+def reference_name(result: Verification) -> str:
+    """The checkpoint that the files were compared with: owner, name and commit where it is of the hub."""
+    found = result.reference
+    if found.repo_id is None:
+        return found.name
+    return found.repo_id + (f" at commit {found.revision}" if found.revision is not None else "")
+
+
 def reference_line(result: Verification) -> str:
     """What the files were compared with."""
     known = {True: ", the files that build.json names", False: ", NOT the files that build.json names"}
@@ -62,7 +70,7 @@ def reference_line(result: Verification) -> str:
     steps = words.plural(result.steps, "teacher-forced step")
     origin = ORIGINS.get(result.reference.origin, result.reference.origin)
     return (
-        f"Compared with PyTorch on {result.reference.name} ({origin}){matches}: {quick}{prompts} of {steps}, "
+        f"Compared with PyTorch on {reference_name(result)} ({origin}){matches}: {quick}{prompts} of {steps}, "
         f"{words.seconds(result.seconds)}."
     )
 

@@ -48,6 +48,7 @@ def render(
         css=Markup(_read("parity.css")),
         headline=facts.headline(result),
         reference=facts.reference_line(result),
+        reference_name=facts.reference_name(result),
         failures=failures[:MOST_FAILURES],
         more_failures=max(0, len(failures) - MOST_FAILURES),
         summary=facts.summary,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 from lfm2export.contract import MODEL_FILES
@@ -224,7 +223,8 @@ def _by_step(file: FileResult, read: Callable[[StepPoint], float | None]) -> dic
         value = read(point)
         if value is not None:
             values.setdefault(point.step, []).append(value)
-    return {step: fmean(found) for step, found in sorted(values.items())}
+    # each by the count: the sum of what a record says may be beyond float64
+    return {step: sum(value / len(found) for value in found) for step, found in sorted(values.items())}
 
 
 def _kld(point: StepPoint) -> float | None:

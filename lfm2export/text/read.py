@@ -34,7 +34,7 @@ def read_text_file(path: Path) -> TextFile:
     Raises:
         PromptError: it cannot be read, is not UTF-8, or is longer than MAX_BYTES.
     """
-    data = read_bytes(path, PromptError, MAX_BYTES, folder=anywhere(path))
+    data = read_bytes(path, PromptError, MAX_BYTES, folder=anywhere(path), remedy="give a UTF-8 text")
     unpacked = _unpacked(path, data) if path.suffix == ".xz" else data
     text = decode(unpacked, path, PromptError, "give a UTF-8 text")
     return TextFile(one_line(path.name), text, hashlib.sha256(data).hexdigest())

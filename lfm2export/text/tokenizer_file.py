@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from lfm2export.errors import TokenizerError
 from lfm2export.text.sandbox import SandboxError, try_tokenizer
 from lfm2export.text.templates import TOKENIZER_CONFIG
+from lfm2export.text.tokenizer_growth import SAVE_AGAIN, check_growth
 from lfm2export.untrusted.escape import one_line
 from lfm2export.untrusted.json_reader import MAX_TOKENIZER_BYTES, kind, parse_json, read_object
 from lfm2export.untrusted.paths import find_file, shown
@@ -22,14 +23,14 @@ from lfm2export.untrusted.text import read_bytes, without_mark
 TOKENIZER = "tokenizer.json"
 SPECIAL_TOKENS_MAP = "special_tokens_map.json"
 
-#: What repairs a tokenizer.json.
-SAVE_AGAIN = "copy or download it again, or save it again with save_pretrained"
-
 #: Special tokens that a template sees by name.
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 #: Settings of a training run that every reader of the file would apply to a user's prompt.
 OF_TRAINING = ("truncation", "padding")
+
+#: Characters of one token; a vocabulary's longest have about a hundred. An answer repeats a token as often as it likes.
+MAX_TOKEN = 4096
 
 #: Ids beyond this are none of any vocabulary (32 bits, signed).
 MAX_ID = 2**31 - 1
@@ -79,7 +80,7 @@ def read_tokenizer_file(folder: Path) -> TokenizerFile:
     """The tokenizer.json of `folder`.
 
     Raises:
-        TokenizerError: it is missing, is not JSON, has no vocabulary, or gives an id twice.
+        TokenizerError: it is missing, is not JSON, has no vocabulary, gives an id twice, or makes texts much longer.
     """
     path = find_file(folder, TOKENIZER, TokenizerError)
     if path is None:
@@ -101,6 +102,7 @@ def _parsed(path: Path, data: bytes) -> TokenizerFile:
     added = _added(path, content.get("added_tokens"))
     _check_ids(path, vocabulary, added)
     _check_post_processor(path, content.get("post_processor"))
+    check_growth(path, content)
     of_training = tuple(name for name in OF_TRAINING if content.get(name) is not None)
     if content["model"].get("dropout") is not None:  # of BPE: merges left out by chance
         of_training = (*of_training, "model.dropout")
@@ -228,6 +230,11 @@ def _added(path: Path, entries: Any) -> dict[str, int]:
 
 
 def _check_id(path: Path, token: str, index: Any) -> None:
+    if len(token) > MAX_TOKEN:
+        raise TokenizerError(
+            f"{path} has the token {shown(token)} of {len(token):,} characters, expected at most {MAX_TOKEN:,}; "
+            f"{SAVE_AGAIN}"
+        )
     if type(index) is not int or not 0 <= index <= MAX_ID:
         raise TokenizerError(
             f"{path}: the token {shown(token)} has the id {shown(index)}, expected a number from 0 up; {SAVE_AGAIN}"

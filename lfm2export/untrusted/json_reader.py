@@ -16,7 +16,7 @@ from typing import Any
 
 from lfm2export.errors import Lfm2ExportError
 from lfm2export.untrusted.paths import shown
-from lfm2export.untrusted.text import decode, read_bytes
+from lfm2export.untrusted.text import COPY_AGAIN, decode, read_bytes
 
 #: Bytes of a config, an index or a manifest. The index of a mixture of 64 experts has about 1 MB.
 MAX_BYTES = 16 << 20
@@ -40,7 +40,7 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 def read_object(
     path: Path,
     error: type[Lfm2ExportError],
-    remedy: str = "copy or download it again",
+    remedy: str = COPY_AGAIN,
     *,
     folder: Path | None = None,
     limit: int = MAX_BYTES,
@@ -59,13 +59,13 @@ def read_object(
 def read_json(
     path: Path,
     error: type[Lfm2ExportError],
-    remedy: str = "copy or download it again",
+    remedy: str = COPY_AGAIN,
     *,
     folder: Path | None = None,
     limit: int = MAX_BYTES,
 ) -> Any:
     """As :func:`read_object`, for any JSON value."""
-    return parse_json(read_bytes(path, error, limit, folder=folder), path, error, remedy)
+    return parse_json(read_bytes(path, error, limit, folder=folder, remedy=remedy), path, error, remedy)
 
 
 def parse_json(data: bytes, what: object, error: type[Lfm2ExportError], remedy: str) -> Any:

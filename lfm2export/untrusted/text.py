@@ -10,25 +10,37 @@ from lfm2export.untrusted.paths import checked_link
 #: Bytes of a template, a licence or a card; those of the family have at most some ten thousand.
 MAX_TEXT_BYTES = 4 << 20
 
+#: What repairs a file of a checkpoint or an artifact.
+COPY_AGAIN = "copy or download it again"
+
 _MARK = b"\xef\xbb\xbf"
 
 
-def read_bytes(path: Path, error: type[Lfm2ExportError], limit: int, *, folder: Path | None = None) -> bytes:
+def read_bytes(
+    path: Path, error: type[Lfm2ExportError], limit: int, *, folder: Path | None = None, remedy: str = COPY_AGAIN
+) -> bytes:
     """At most `limit` bytes: all of `path`, which lies in `folder` (by default the one it is in).
 
+    A pipe or a device is not read: it may never end.
+
     Raises:
-        error: it is missing, is a link out of the folder, is longer, or cannot be read.
+        error: it is missing, is a link out of the folder, is longer, or cannot be read; `remedy` says what to do.
     """
     checked_link(path, path.parent if folder is None else folder, error)
     try:
         if not path.is_file():
-            raise error(f"{path} is missing or no regular file; copy or download it again")
+            raise error(
+                f"{path} is {'a folder' if path.is_dir() else 'a pipe or a device'}, expected a file; write what it "
+                "gives to a file, and name that"
+                if path.exists()
+                else f"{path} is missing; {remedy}"
+            )
         with path.open("rb") as file:
             data = file.read(limit + 1)
     except OSError as problem:
         raise error(f"{path} cannot be read: {problem.strerror}; check that it exists and may be read") from problem
     if len(data) > limit:
-        raise error(f"{path} has more than {limit:,} bytes, expected at most that many; copy or download it again")
+        raise error(f"{path} has more than {limit:,} bytes, expected at most that many; {remedy}")
     return data
 
 
@@ -59,7 +71,8 @@ def read_text(
     *,
     folder: Path | None = None,
     limit: int = MAX_TEXT_BYTES,
-    remedy: str = "save it as UTF-8",
+    remedy: str | None = None,
 ) -> str:
     """The UTF-8 text of `path`, without a byte-order mark; see :func:`read_bytes` and :func:`decode`."""
-    return decode(read_bytes(path, error, limit, folder=folder), path, error, remedy)
+    data = read_bytes(path, error, limit, folder=folder, remedy=remedy or COPY_AGAIN)
+    return decode(data, path, error, remedy or "save it as UTF-8")

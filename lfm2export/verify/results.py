@@ -22,7 +22,7 @@ from lfm2export.verify.figures import (
     WeightMeasure,
 )
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -100,12 +100,15 @@ class ReferenceFacts:
 
     origin: how it was found: "given", "cache" (build.json names it, the hub's cache has it), or "shipped".
     matches: whether the folder's files are those that build.json was made from; None without build.json.
+    repo_id, revision: owner/name and commit, where it came from the hub or its cache; None for a folder.
     """
 
     name: str
     origin: str
     mode: str
     matches: bool | None
+    repo_id: str | None
+    revision: str | None
 
 
 @dataclass(frozen=True)

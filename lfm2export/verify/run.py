@@ -35,6 +35,7 @@ from lfm2export.verify.source import Source, find_source
 from lfm2export.verify.variants import is_exact, open_graph
 
 if TYPE_CHECKING:
+    from lfm2export.hub import ResolvedSource
     from lfm2export.verify.expected import Reference
 
 #: Tokens of a long prompt.
@@ -73,7 +74,7 @@ class Scope:
 def verify_artifact(
     folder: Path,
     *,
-    reference: Path | str | None = None,
+    reference: Path | str | ResolvedSource | None = None,
     dtypes: Sequence[str] | None = None,
     prompts: Sequence[str] | None = None,
     steps: int = 16,
@@ -90,7 +91,8 @@ def verify_artifact(
     """Prove the model files in `folder`, or fail them. A failed check is a result, not an exception.
 
     Args:
-        reference: the checkpoint, a folder or hub id; None takes what build.json names, if it is here already.
+        reference: the checkpoint, a folder or hub id (`owner/name@revision` for another than the default branch); None
+            takes what build.json names, if it is here already.
         dtypes: which files; None takes all that are there.
         prompts: texts to start from; None takes the built-in ones.
         steps: tokens fed one by one after each prompt.
@@ -132,7 +134,9 @@ def verify_artifact(
         layer_types=tuple(source.checkpoint.spec.layer_types),
         quick=quick,
         steps=steps,
-        reference=ReferenceFacts(source.name, source.origin, plan.reference.mode, source.matches),
+        reference=ReferenceFacts(
+            source.name, source.origin, plan.reference.mode, source.matches, source.repo_id, source.revision
+        ),
         prompts=tuple(
             PromptFacts(entry.prompt.name, entry.prompt.text, entry.prompt.tokens, entry.answer, plan.author)
             for entry in plan.expected

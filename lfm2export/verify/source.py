@@ -1,6 +1,7 @@
 """The checkpoint that an artifact is compared with: given, named by build.json and here already, or the shipped model.
 
-build.json is a stranger's: what it names is never fetched. `--reference` is the caller's own word, and may be.
+build.json is a stranger's: what it names is never fetched, and no commit of its choice is. Anybody can put a commit
+into a repository, as a pull request. `--reference` is the caller's own word, and is fetched.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from lfm2export.checkpoint import Checkpoint, open_checkpoint
 from lfm2export.errors import ArtifactError
-from lfm2export.hub import SHIPPED_NAME, ResolvedSource, cached_source, local_folder, resolve_source
+from lfm2export.hub import SHIPPED_NAME, ResolvedSource, cached_source, is_hub_id, local_folder, resolve_source
 from lfm2export.package.manifest import read_manifest
 from lfm2export.progress import Progress, silent
 from lfm2export.spec import ModelSpec, parse_spec, read_config
@@ -24,22 +25,29 @@ class Source:
     """origin: "given", "cache" (what build.json names, from the hub's cache) or "shipped".
 
     matches: whether its weights are those that build.json was made from, by sha256; None where it does not say.
+    repo_id, revision: the hub's name of it and its commit; None for a folder.
     """
 
     checkpoint: Checkpoint
     name: str
     origin: str
     matches: bool | None
+    repo_id: str | None
+    revision: str | None
 
 
 def find_source(
-    folder: Path, reference: Path | str | None, progress: Progress = silent, *, just_built: bool = False
+    folder: Path,
+    reference: Path | str | ResolvedSource | None,
+    progress: Progress = silent,
+    *,
+    just_built: bool = False,
 ) -> Source:
     """The checkpoint of the artifact in `folder`.
 
     Args:
-        reference: a folder or hub id, which is downloaded if need be, at build.json's commit where it is that id; None
-            asks build.json, and downloads nothing.
+        reference: a folder, or a hub id (`owner/name`, or `owner/name@revision`; the default branch unless told), which
+            is downloaded if need be; None asks build.json, and downloads nothing.
         just_built: the folder was made from `reference` a moment ago, and its files need not be hashed again.
 
     Raises:
@@ -48,8 +56,10 @@ def find_source(
     """
     manifest = read_manifest(folder)  # which has checked every word of it
     stated: Mapping[str, Any] | None = None if manifest is None else manifest["source"]
-    if reference is not None:
-        found, origin = _given(str(reference), stated, progress), "given"
+    if isinstance(reference, ResolvedSource):
+        found, origin = reference, "given"
+    elif reference is not None:
+        found, origin = _given(str(reference), progress), "given"
     else:
         found, origin = _named(folder, stated)
     checkpoint = open_checkpoint(found.folder)
@@ -61,14 +71,15 @@ def find_source(
             f"{folder} was made from another {SHIPPED_NAME} than this package ships; build it again, or name the "
             "model with --reference"
         )
-    return Source(checkpoint, found.name, origin, matches)
+    return Source(checkpoint, found.name, origin, matches, found.repo_id, found.revision)
 
 
-def _given(reference: str, stated: Mapping[str, Any] | None, progress: Progress) -> ResolvedSource:
-    """The caller's own choice; where build.json names the same repository, the commit that it was made from."""
-    commit = (stated or {}).get("revision")
-    same = stated is not None and stated.get("repo_id") == reference
-    return resolve_source(reference, commit if same and local_folder(reference) is None else None, progress)
+def _given(reference: str, progress: Progress) -> ResolvedSource:
+    """The caller's own choice: a folder, whatever is in its name, or a hub id and perhaps a revision behind an @."""
+    repo_id, at, revision = reference.partition("@")
+    if at and is_hub_id(repo_id) and local_folder(reference) is None:
+        return resolve_source(repo_id, revision, progress)
+    return resolve_source(reference, None, progress)
 
 
 def _named(folder: Path, stated: Mapping[str, Any] | None) -> tuple[ResolvedSource, str]:
@@ -84,8 +95,9 @@ def _named(folder: Path, stated: Mapping[str, Any] | None) -> tuple[ResolvedSour
         found = cached_source(repo_id, commit)
         if found is None:
             raise ArtifactError(
-                f"{folder} was made from {repo_id} at commit {commit}, which is not in the hub's cache, and a folder's "
-                f"own word downloads nothing; if you trust that model: verify {folder} --reference {repo_id}"
+                f"{folder}/build.json says that it was made from {repo_id} at commit {commit}, which is not in the "
+                "hub's cache; a folder's own word downloads nothing, and a commit may be anybody's pull request: if "
+                f"you trust that one, verify {folder} --reference {repo_id}@{commit}"
             )
         return found, "cache"
     if name == SHIPPED_NAME:

@@ -76,11 +76,13 @@ def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
         (["-p", " "], b"", "the prompt is empty"),
         ([], b"x" * (MAX_TEXT_BYTES + 1), "has more than"),
         (["--tools", "deep.json", "-p", "x"], b"", "deep.json is not valid JSON (nested too deeply)"),
-        (["--tools", "nowhere.json", "-p", "x"], b"", "nowhere.json is missing"),
+        (["--tools", "nowhere.json", "-p", "x"], b"", "nowhere.json is missing; give a JSON list of function objects"),
+        (["--tools", "pipe", "-p", "x"], b"", "pipe is a pipe or a device, expected a file; write what it gives to"),
     ],
 )
 def test_prompts_and_options(artifact: Path, options: list[str], stdin: bytes, words: str) -> None:
     Path("deep.json").write_text("[" * 100_000 + "]" * 100_000)
+    os.mkfifo("pipe")
     assert words in error_line(run("generate", artifact, *options, stdin=stdin))
 
 

@@ -125,6 +125,28 @@ def test_a_reader_that_goes_away_ends_it_quietly(built: tuple[Path, object]) -> 
         assert process.returncode == ExitCode.OUTPUT_CLOSED
 
 
+@pytest.mark.skipif(os.name != "posix", reason="a shell closes the streams")
+@pytest.mark.parametrize(
+    ("closed", "command", "code"),
+    [
+        ("<&-", ["generate"], 2),
+        ("<&-", ["generate", "--chat"], 0),
+        (">&-", ["inspect"], 0),
+        ("2>&-", ["inspect", "nowhere"], 2),
+        (">&- 2>&- <&-", ["inspect"], 0),
+    ],
+)
+def test_a_stream_that_is_closed_is_empty_or_leads_nowhere(
+    built: tuple[Path, object], tmp_path: Path, closed: str, command: list[str], code: int
+) -> None:
+    shell = ("sh", "-c", f'exec "$@" {closed}', "sh", *COMMAND)
+    folder = [] if command[-1] == "nowhere" else [built[0]]
+    ran = run_process(command[0], *folder, *command[1:], cwd=tmp_path, command=shell)
+    assert ran.code == code, ran.stderr
+    assert "fault" not in ran.stderr
+    assert "2>" in closed or code == 0 or "the prompt is empty" in ran.stderr
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_a_full_disk_under_stdout_is_2(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:

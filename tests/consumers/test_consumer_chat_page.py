@@ -100,6 +100,13 @@ def test_a_start_page_for_what_is_missing_is_no_file(site: Path, tmp_path: Path)
     assert (kind, nothing["options"]) == ("error", []) and "config.json is not there" in said
 
 
+def test_a_start_page_for_a_file_that_need_not_be_is_no_file(site: Path, tmp_path: Path) -> None:
+    missing = ["/my model/generation_config.json"]
+    found = visit(site, tmp_path, missing=missing, fallback="<!doctype html><p>Welcome</p>")
+    assert found["turns"][1][0] == "assistant"
+    assert missing[0] in [path for _, path in found["asked"]]
+
+
 @pytest.mark.parametrize(
     "model",
     [
@@ -127,7 +134,7 @@ def test_the_model_is_of_this_site(site: Path, tmp_path: Path, model: str) -> No
     assert not [path for _, path in found["asked"] if "other.host" in path]
 
 
-@pytest.mark.parametrize("model", ["../../my%20model", "/my%20model/", "/my%20model"])
+@pytest.mark.parametrize("model", ["", "../../my%20model", "/my%20model/", "/my%20model"])
 def test_a_model_elsewhere_on_this_site(site: Path, tmp_path: Path, model: str) -> None:
     found = visit(site, tmp_path, page=f"my model/{FOLDER}/?model={model}")
     assert found["turns"][1][0] == "assistant" and found["errors"] == []

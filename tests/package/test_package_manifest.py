@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from lfm2export.errors import ArtifactError
 from lfm2export.package import Provenance, read_inputs, write_package
 from lfm2export.package.card import fill_parity
-from lfm2export.package.manifest import check_manifest, library_versions, read_manifest
+from lfm2export.package.manifest import check_manifest, library_versions, measure_file, read_manifest
 from lfm2export.spec import parse_spec
 from skeleton import write_skeleton
 from tiny import tiny_config, write_companions
@@ -154,6 +155,20 @@ def test_no_link_out_of_the_folder_is_followed(out: Path, tmp_path: Path) -> Non
     (out / "build.json").symlink_to(tmp_path / "build.json")
     with pytest.raises(ArtifactError, match="is a link to"):
         read_manifest(out)
+
+
+@pytest.mark.parametrize("change", ["link", "long"])
+def test_a_card_is_read_like_any_text(out: Path, tmp_path: Path, change: str) -> None:
+    card = out / "README.md"
+    if change == "link":
+        card.rename(tmp_path / "card")
+        card.symlink_to(tmp_path / "card")
+    else:
+        os.truncate(card, 6 << 30)  # sparse: it takes no room on the disk
+    (problem,) = check_manifest(out)
+    assert problem.file == "README.md" and ("is a link to" if change == "link" else "more than") in problem.message
+    with pytest.raises(ArtifactError):
+        measure_file(out, "README.md")
 
 
 def test_versions_name_code_and_not_wheels() -> None:

@@ -158,7 +158,7 @@ def verification(*dtypes: str) -> Verification:
         layer_types=LAYERS,
         quick=False,
         steps=16,
-        reference=ReferenceFacts("LFM2-test", "given", "memory", True),
+        reference=ReferenceFacts("LFM2-test", "given", "memory", True, None, None),
         prompts=(
             PromptFacts("capital", "What is the capital of France?", (1, 2, 3), (5, 6, 7), "reference"),
             PromptFacts("river <b>", None, (1, 2), tuple(range(16)), "reference"),

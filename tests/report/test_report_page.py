@@ -59,6 +59,16 @@ class Page(HTMLParser):
             assert self.open.pop() == tag
 
 
+@pytest.mark.parametrize("kld", [1e308, -1e308])
+def test_figures_whose_sum_is_beyond_float64(good: Verification, kld: float) -> None:
+    files = []
+    for file in good.files:
+        assert file.steps is not None
+        points = tuple(replace(point, logits=replace(point.logits, kld=kld)) for point in file.steps.points)
+        files.append(replace(file, steps=replace(file.steps, points=points, mean_kld=kld)))
+    Page(page.render(replace(good, files=tuple(files)), SIZES, []))
+
+
 @pytest.fixture(scope="module")
 def text(failing: Verification) -> str:
     return page.render(failing, SIZES)

@@ -58,5 +58,5 @@ def test_what_cannot_be_unpacked(tmp_path: Path, data: bytes, message: str) -> N
     with pytest.raises(PromptError, match=message) as caught:
         read_text_file(written(tmp_path, data))
     assert "\n" not in str(caught.value)
-    with pytest.raises(PromptError, match="is missing or no regular file"):
+    with pytest.raises(PromptError, match="is missing; give a UTF-8 text"):
         read_text_file(tmp_path / "nothing.xz")

@@ -57,6 +57,10 @@ def test_truncation_and_padding_are_of_training(files: Path) -> None:
         ({"added_tokens": [{"id": 10**12, "content": "x"}]}, "has the id 1000000000000"),
         ({"added_tokens": [{"id": 7, "content": "new"}]}, "with one id, 7"),
         ({"added_tokens": [{"id": 9, "content": "<|im_end|>"}]}, "with the ids 7 and 9"),
+        (
+            {"added_tokens": [{"id": 7, "content": "x" * 5000}]},
+            r"the token 'xxx.* of 5,000 characters, expected at most",
+        ),
         ({"model": []}, "has no model vocabulary"),
         ({"model": {"type": "BPE", "vocab": {}}}, "has no model vocabulary"),
         ({"model": {"type": "BPE", "vocab": {"a": 1.5}}}, "the token 'a' has the id 1.5"),
@@ -102,7 +106,12 @@ MISSING_PIECE = {
         "special_tokens": {},
     }
 }
-LONGER = {"type": "Replace", "pattern": {"Regex": "."}, "content": "." * 100}
+MANY = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "<x>", "type_id": 0}}] * 1000 + [{"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {"<x>": {"id": "<x>", "ids": [1] * 200_000, "tokens": ["x"] * 200_000}},
+}
 
 
 @pytest.mark.parametrize(
@@ -113,7 +122,7 @@ LONGER = {"type": "Replace", "pattern": {"Regex": "."}, "content": "." * 100}
         (MISSING_PIECE, "PanicException: no entry found for key"),
         (regex("("), "Exception: "),
         (regex("(a+)+$"), "retry-limit-in-match over"),
-        ({"normalizer": {"type": "Sequence", "normalizers": [LONGER] * 5}}, "memory|more than|crashes"),
+        ({"post_processor": MANY}, "memory|more than|crashes"),
     ],
 )
 def test_what_the_library_dies_of_is_one_line_and_no_noise(

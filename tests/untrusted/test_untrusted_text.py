@@ -55,8 +55,10 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("nothing")
     (tmp_path / "zero").symlink_to("/dev/zero")
-    for name in ("none", "pipe", "link", "."):
-        assert "is missing or no regular file" in refusal(tmp_path / name)
+    for name in ("none", "link"):
+        assert refusal(tmp_path / name).endswith("is missing; copy or download it again")
+    assert "is a pipe or a device, expected a file; write what it gives to a file" in refusal(tmp_path / "pipe")
+    assert "is a folder, expected a file" in refusal(tmp_path)
     assert "is a link to /dev/zero, outside" in refusal(tmp_path / "zero")
 
 

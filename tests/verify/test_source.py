@@ -81,19 +81,29 @@ def test_what_is_not_here_is_named_and_not_fetched(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     folder = artifact(repo_id=ID, revision=COMMIT)
     assert refusal(folder) == (
-        f"{folder} was made from {ID} at commit {COMMIT}, which is not in the hub's cache, and a folder's own word "
-        f"downloads nothing; if you trust that model: verify {folder} --reference {ID}"
+        f"{folder}/build.json says that it was made from {ID} at commit {COMMIT}, which is not in the hub's cache; a "
+        "folder's own word downloads nothing, and a commit may be anybody's pull request: if you trust that one, "
+        f"verify {folder} --reference {ID}@{COMMIT}"
     )
     assert asked == []
 
 
-def test_the_callers_word_takes_the_commit_of_build_json(
+def test_the_callers_word_is_the_callers_to_the_last_letter(
     artifact: Callable[..., Path], asked: list[tuple[str, str | None]]
 ) -> None:
-    folder = artifact(repo_id=ID, revision=COMMIT)
-    assert find_source(folder, ID).origin == "given"
-    assert find_source(folder, "someone/else").origin == "given"
-    assert asked == [(ID, COMMIT), ("someone/else", None)]
+    """A commit of build.json's may be a stranger's pull request; the caller named a repository."""
+    folder = artifact(repo_id=ID, revision="f" * 40)
+    for reference, revision in ((ID, None), (f"{ID}@refs/pr/1", "refs/pr/1"), (f"{ID}@v1.0", "v1.0")):
+        found = find_source(folder, reference)
+        assert (found.origin, found.repo_id, found.revision) == ("given", ID, revision or COMMIT)
+    assert asked == [(ID, None), (ID, "refs/pr/1"), (ID, "v1.0")]
+
+
+@pytest.mark.parametrize("reference", [f"{ID}@", f"{ID}@../x", f"{ID}@a@b", f"@{ID}", f"{ID}@\n", "tiny@v1"])
+def test_what_is_no_id_and_revision(artifact: Callable[..., Path], reference: str) -> None:
+    with pytest.raises(SourceError, match=r"expected a branch, tag or commit|neither a folder nor a hub id") as caught:
+        find_source(artifact(), reference)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("revision", ["main", "../../x", 7, COMMIT.upper(), COMMIT + "\n"])
@@ -134,6 +144,9 @@ def test_a_folder_that_is_called_like_the_id_is_a_folder(
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_source, tmp_path / "someone" / "tiny")
     assert find_source(folder, ID).checkpoint.folder == Path(ID)
+    shutil.copytree(tiny_source, tmp_path / "someone" / "tiny@v1")
+    found = find_source(folder, f"{ID}@v1")
+    assert (found.checkpoint.folder, found.repo_id, found.revision) == (Path(f"{ID}@v1"), None, None)
     assert asked == []
 
 

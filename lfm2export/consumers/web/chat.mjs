@@ -18,7 +18,7 @@ const parameters = new URLSearchParams(location.search);
 const element = (id) => document.getElementById(id);
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
 
-const place = modelPlace(parameters.get("model") ?? "../");
+const place = modelPlace(parameters.get("model") || "../");
 const worker = startWorker();
 const messages = [];
 let turn = null; // the answer being written

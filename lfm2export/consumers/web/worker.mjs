@@ -22,12 +22,18 @@ const stop = new InterruptableStoppingCriteria();
 let tokenizer = null;
 let model = null;
 
+/** Whether `response` is a page: many hosts answer what is missing with their start page, and no file of a model is one. */
+function isPage(response) {
+  return /^text\/html\b/i.test(response.headers.get("content-type") ?? "");
+}
+
 /** Fetch from this site alone: paths are of `origin`, for a worker made of a text has no address to resolve them by. */
 function fetchFrom(origin) {
-  return (asked, options) => {
+  return async (asked, options) => {
     const address = new URL(asked instanceof Request ? asked.url : asked, origin);
     if (address.origin !== origin) throw new Error(`${address.host} is another site; nothing is loaded from there`);
-    return fetch(address, options);
+    const response = await fetch(address, options);
+    return isPage(response) ? new Response(null, { status: 404, statusText: "Not Found" }) : response;
   };
 }
 
