@@ -11,6 +11,7 @@ import pytest
 
 from lfm2export.errors import TokenizerError
 from lfm2export.hub import shipped_folder
+from lfm2export.text.sandbox import SandboxError, try_tokenizer
 from lfm2export.text.tokenizer import ChatTokenizer
 from lfm2export.text.tokenizer_growth import check_growth
 from tiny import edit_json
@@ -111,3 +112,9 @@ def test_it_is_asked_before_anything_is_encoded(files: Path) -> None:
     edit_json(files / "tokenizer.json", normalizer=text("qzq", "x" * 1000))
     with pytest.raises(TokenizerError, match="can make a text 333 times as long"):
         ChatTokenizer(files)
+
+
+def test_a_trial_has_a_limit_of_its_own(files: Path) -> None:
+    edit_json(files / "tokenizer.json", normalizer=chain(*[regex(".", "." * 100)] * 5))
+    with pytest.raises(SandboxError, match=r"memory|more than|crashes"):
+        try_tokenizer((files / "tokenizer.json").read_text(), ["some text"])
