@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from command_line import Ran, run
+from kept_text import Snapshots
 from lfm2export import synth
 from lfm2export.cli import main
 from lfm2export.consumers import card_loop, locate
-from kept_text import Snapshots
 from tiny import write_tiny
 
 TOOLS = '[{"name": "get_time", "description": "The time in a city", "parameters": {"type": "object"}}]'
