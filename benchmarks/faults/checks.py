@@ -192,9 +192,10 @@ def texts(folder: Path) -> None:
 
 def consumers(folder: Path) -> None:
     """What `check-consumers` reads of an artifact itself before it hands it to others."""
-    from lfm2export.consumers.genai import CONFIG, _named
+    from lfm2export.consumers.genai_config import CONFIG, read_checked
+    from lfm2export.spec import parse_spec, read_config
 
-    _named(folder / CONFIG, folder)
+    read_checked(folder / CONFIG, folder, parse_spec(read_config(folder)))
 
 
 def force(folder: Path) -> None:
