@@ -106,7 +106,7 @@ def foreseen(source: WeightSource, spec: ModelSpec, dtypes: Sequence[str], optio
     for dtype in reversed(dtypes):
         blocks = formats(dtype, options)
         for matrix in matrices(spec):
-            block = blocks.of(matrix.parts)
+            block = blocks.of(matrix.parts, matrix.columns)
             for part in matrix.parts if block is not None else ():
                 for start, stop in row_ranges(source.tensors[part].shape):
                     found[Rows(part, start, stop, block)] = None  # type: ignore[arg-type]

@@ -72,6 +72,13 @@ def _end(good: bool) -> None:
     show_default=True,
     help="How a quantized table is read; the second does not load in a browser without WebGPU.",
 )
+@click.option(
+    "--q8",
+    type=click.Choice(["channels", "blocks"]),
+    default="channels",
+    show_default=True,
+    help="q8: weights by channel and activations by token in 8 bits; blocks is exacter, and slow in browsers.",
+)
 @click.option("--calibrate", is_flag=True, help="Fit q4 and q4f16 to what their matrices see in text; takes minutes.")
 @click.option(
     "--calibration-text",

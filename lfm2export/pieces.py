@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from lfm2export.errors import GraphError, TensorError
 from lfm2export.quant import blocks_of
-from lfm2export.quant.blocks import code_bytes, zero_point_bytes
+from lfm2export.quant.blocks import code_bytes, signed, zero_point_bytes
 from lfm2export.quant.grid import HALF_MAX
 from lfm2export.weights import BlockFormat, Component, Recipe, WeightSource
 
-ITEM_BYTES = {"FLOAT": 4, "FLOAT16": 2, "UINT8": 1}
+ITEM_BYTES = {"FLOAT": 4, "FLOAT16": 2, "UINT8": 1, "INT8": 1}
 
 #: Float32 bytes of source in a piece.
 PIECE_BYTES = 4 << 20
@@ -128,13 +128,17 @@ def evaluate(piece: Piece, source: WeightSource, write: Write) -> list[Overflow]
 
 def _dense(piece: Piece, slot: Slot, values: NDArray[np.float32], write: Write) -> list[Overflow]:
     stored, overflows = _stored(slot, values)
-    item = stored.itemsize
-    if not slot.recipe.transpose:
-        write(slot, piece.first * math.prod(stored.shape[1:]) * item, stored)
-        return overflows
-    for column, run in enumerate(np.ascontiguousarray(stored.T).reshape(-1, len(stored))):
-        write(slot, (column * piece.rows + piece.first) * item, run)
+    _write_rows(piece, slot, stored, write)
     return overflows
+
+
+def _write_rows(piece: Piece, slot: Slot, stored: NDArray[Any], write: Write) -> None:
+    """The piece's rows at their place: one run, or one for each column of a transposed initializer."""
+    if not slot.recipe.transpose:
+        write(slot, piece.first * stored[:1].nbytes, stored)
+        return
+    for column, run in enumerate(np.ascontiguousarray(stored.T).reshape(-1, len(stored))):
+        write(slot, (column * piece.rows + piece.first) * stored.itemsize, run)
 
 
 def _stored(slot: Slot, values: NDArray[np.float32]) -> tuple[NDArray[Any], list[Overflow]]:
@@ -162,7 +166,7 @@ def _quantized(piece: Piece, block: BlockFormat, source: WeightSource, write: Wr
     for slot in piece.slots:
         stored = components[slot.recipe.component]
         assert stored is not None  # _check refused zero points of a symmetric format
-        write(slot, piece.first * stored[:1].nbytes, stored)
+        _write_rows(piece, slot, signed(stored) if slot.recipe.dtype == "INT8" else stored, write)
         if slot.recipe.component == "scales" and quantized.saturated:
             overflows.append(Overflow(slot.name, quantized.saturated, quantized.largest))
     return overflows
@@ -184,9 +188,9 @@ def _check(slot: Slot, shapes: list[tuple[int, ...]], rows: int) -> None:
     if any(shape[1:] != shapes[0][1:] for shape in shapes):
         raise GraphError(f"initializer {slot.name} stacks {shapes}, expected parts that differ in rows only")
     if recipe.block is not None:
-        if len(shapes[0]) != 2 or recipe.transpose:
+        if len(shapes[0]) != 2 or (recipe.transpose and recipe.dtype != "INT8"):
             raise GraphError(f"initializer {slot.name} quantizes {shapes[0]}, expected matrices as they are stored")
-        expected = _components(recipe.block, rows, shapes[0][1]).get(recipe.component)
+        expected = _components(recipe.block, rows, shapes[0][1], recipe).get(recipe.component)
         if got != expected:
             raise GraphError(f"initializer {slot.name} stores {recipe.component} as {got}, expected {expected}")
         return
@@ -199,8 +203,10 @@ def _check(slot: Slot, shapes: list[tuple[int, ...]], rows: int) -> None:
         )
 
 
-def _components(block: BlockFormat, rows: int, columns: int) -> dict[Component, tuple[str, tuple[int, ...]]]:
-    """Stored type and shape of each component of a quantized matrix [rows, columns]."""
+def _components(
+    block: BlockFormat, rows: int, columns: int, recipe: Recipe
+) -> dict[Component, tuple[str, tuple[int, ...]]]:
+    """Stored type and shape of each component of a quantized matrix [rows, columns] in the layout of `recipe`."""
     blocks = block.blocks(columns)
     stored: dict[Component, tuple[str, tuple[int, ...]]] = {
         "codes": ("UINT8", (rows, blocks, code_bytes(block))),
@@ -208,4 +214,9 @@ def _components(block: BlockFormat, rows: int, columns: int) -> dict[Component, 
     }
     if not block.symmetric:
         stored["zero_points"] = ("UINT8", (rows, zero_point_bytes(block, columns)))
+    elif block == BlockFormat(8, columns, True, block.quantizer):
+        if recipe.dtype == "INT8":
+            stored["codes"] = ("INT8", (columns, rows) if recipe.transpose else (rows, columns))
+        if len(recipe.shape) == 1:
+            stored["scales"] = ("FLOAT16", (rows,))
     return stored

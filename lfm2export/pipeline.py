@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lfm2export import contract
 from lfm2export.errors import GraphError, Lfm2ExportError
 from lfm2export.progress import Progress, silent
-from lfm2export.recipes import RECIPES, Calibration, Chosen, Options, body_format, formats, table_format
+from lfm2export.recipes import RECIPES, Calibration, Chosen, Options, formats
 from lfm2export.spec import ModelSpec
 from lfm2export.untrusted.escape import one_line
 
@@ -278,7 +278,11 @@ def _calibrated(
 
 def _described(dtype: str, options: Options, calibrated: Calibrated | None) -> dict[str, Any]:
     """The recipe of one file as JSON values."""
-    body, table = body_format(dtype, options), table_format(dtype, options)
+    stored = formats(dtype, options)
+    if stored.channels is not None:
+        weights = {"bits": 8, "scale": "one an output channel"}
+        return {"activations": "8 bits, one scale a token", "body": weights, "table": weights, "calibration": None}
+    body, table = stored.body, stored.table
     by_matrix = options.target is not None and _is_mixed(dtype)
     return {
         "activations": "float16" if RECIPES[dtype].half else "float32",

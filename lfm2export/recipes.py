@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 from lfm2export.contract import LogitsMode
 from lfm2export.errors import Lfm2ExportError
-from lfm2export.weights import BlockFormat, Quantizer
+from lfm2export.weights import BlockFormat, ChannelFormat, Quantizer
 
 LookupKind = Literal["portable", "gather_block_quantized"]
 ProfileName = Literal["web", "cpu"]
+Int8Form = Literal["channels", "blocks"]
 
 #: A matrix as files store it -> its format. A matrix is named by its parts: source tensors in the order of their stack.
 Chosen = Mapping[tuple[str, ...], BlockFormat]
@@ -81,6 +82,8 @@ class Options:
     symmetric: 4-bit blocks without a zero point: smaller by 1/64 byte a parameter, and less exact.
     table_bits: of the embedding table in q4 and q4f16; the table is the most sensitive tensor of all.
     lookup: how the quantized table is read; see `passes.lookup`.
+    q8: "channels" rounds weights per output channel and activations per token, both to 8 bits (see
+        `passes.int8_matmul`); "blocks" rounds weights in blocks, exacter and slower.
     calibration: of the matrices of q4 and q4f16 (see `calibrate`); None takes each by itself.
     target: of q4 and q4f16: the format of every matrix is chosen for it (see `sensitivity`), whatever `block_size`,
         `symmetric` and `table_bits` say, which then are those of q8 alone.
@@ -92,6 +95,7 @@ class Options:
     table_bits: Literal[4, 8] = 8
     quantizer: Quantizer = "search"
     lookup: LookupKind = "portable"
+    q8: Int8Form = "channels"
     calibration: Calibration | None = None
     target: Target | None = None
 
@@ -141,22 +145,33 @@ RECIPES: dict[str, Recipe] = {
 class Formats:
     """The block format of every matrix of one file: that of its role, or the one chosen for it.
 
-    body, table: None where the matrices of that role stay float.
+    body, table: None where the matrices of that role stay float. channels: set where every matrix is int8 by channel,
+    whatever `body` and `table` say.
     """
 
     body: BlockFormat | None
     table: BlockFormat | None
     chosen: Chosen = field(default_factory=dict)
+    channels: ChannelFormat | None = None
 
-    def of(self, parts: tuple[str, ...]) -> BlockFormat | None:
-        """The format of the matrix made of the source tensors `parts`."""
+    def of(self, parts: tuple[str, ...], columns: int | None = None) -> BlockFormat | None:
+        """The format of the matrix made of the source tensors `parts`; `columns` decide it where a row is a block."""
+        if self.channels is not None and columns is not None:
+            return self.channels.block(columns)
         return self.chosen.get(parts, self.table if parts[0] in TABLES else self.body)
 
 
 def formats(dtype: str, options: Options, chosen: Chosen | None = None) -> Formats:
     """Formats of the file of `dtype`. `chosen` goes into files with a 4-bit body; the others have one format a role."""
     mixed = chosen if chosen is not None and RECIPES[dtype].body_bits == 4 else {}
-    return Formats(body_format(dtype, options), table_format(dtype, options), mixed)
+    return Formats(body_format(dtype, options), table_format(dtype, options), mixed, channel_format(dtype, options))
+
+
+def channel_format(dtype: str, options: Options) -> ChannelFormat | None:
+    """The format of every matrix of the file of `dtype` where it is int8 by channel, else None."""
+    if RECIPES[dtype].body_bits == 8 and options.q8 == "channels":
+        return ChannelFormat()
+    return None
 
 
 def body_format(dtype: str, options: Options) -> BlockFormat | None:

@@ -75,6 +75,7 @@ class OnnxModel:
         file: an ONNX file to use instead of the folder's own, such as an altered copy.
         graph: the bytes of an altered graph to run in place of the file's; its weights are in the file's data.
         given: values of initializers that such a graph has and the file's data has not.
+        recorded: outputs that such a graph gives beyond the contract's; :meth:`record` reads them.
         threads: intra-op threads; None leaves the choice to the runtime.
         optimization: the runtime's graph optimizations: "all", "basic" or "none". Not "none" for q4 and q8: where the
             Cast of their scales is not folded, MatMulNBits at accuracy_level 4 gives zeros (measured with 1.32).
@@ -93,6 +94,7 @@ class OnnxModel:
         file: Path | None = None,
         graph: bytes | None = None,
         given: Mapping[str, NDArray[Any]] | None = None,
+        recorded: Sequence[str] = (),
         threads: int | None = None,
         optimization: Optimization = "all",
         providers: Sequence[str] = ("CPUExecutionProvider",),
@@ -111,7 +113,8 @@ class OnnxModel:
         held = [value.type for value in self.session.get_inputs() if value.type == "tensor(float16)"]
         self.cache_dtype: contract.CacheDtype = "float16" if held else "float32"
         self.contract = contract.contract(self.spec, self.cache_dtype, self.logits_mode)
-        faults = interface_faults(self.session, self.contract)
+        self.recorded = tuple(recorded)
+        faults = interface_faults(self.session, self.contract, self.recorded)
         if faults:
             more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
             raise ArtifactError(
@@ -133,12 +136,24 @@ class OnnxModel:
             StepError: an empty row, a pad after the first step, several tokens with a past and several rows, a token
                 outside the vocabulary, or more tokens than max_position_embeddings.
         """
-        feeds, mask = step_inputs(self.spec, tokens, state.mask, attention_mask)
-        for cache, value in zip(self.contract.caches, state.caches, strict=True):
-            feeds[cache.past.name] = value
+        feeds, mask = self._feeds(tokens, state, attention_mask)
         names = [output.name for output in self.contract.outputs]
         logits, *caches = self.run(lambda: self.session.run(names, feeds))
         return logits, CopyState(mask, tuple(caches))
+
+    def record(self, tokens: Tokens, state: CopyState, attention_mask: Mask | None = None) -> dict[str, NDArray[Any]]:
+        """The `recorded` outputs of the step that :meth:`step` would make, by name; raises as it does."""
+        feeds, _ = self._feeds(tokens, state, attention_mask)
+        values = self.run(lambda: self.session.run(list(self.recorded), feeds))
+        return dict(zip(self.recorded, values, strict=True))
+
+    def _feeds(
+        self, tokens: Tokens, state: CopyState, attention_mask: Mask | None
+    ) -> tuple[dict[str, NDArray[Any]], Mask]:
+        feeds, mask = step_inputs(self.spec, tokens, state.mask, attention_mask)
+        for cache, value in zip(self.contract.caches, state.caches, strict=True):
+            feeds[cache.past.name] = value
+        return feeds, mask
 
     def run(self, compute: Callable[[], R]) -> R:
         """`compute` of the session, with the runtime's own errors as ours.
@@ -299,8 +314,12 @@ class _Held:
     bindings: tuple[ort.IOBinding, ort.IOBinding]
 
 
-def interface_faults(session: ort.InferenceSession, wanted: contract.Contract) -> list[str]:
+def interface_faults(
+    session: ort.InferenceSession, wanted: contract.Contract, recorded: Sequence[str] = ()
+) -> list[str]:
     """What of the session's inputs and outputs is not as the contract says; empty when all is.
+
+    Outputs of the names `recorded` may come besides.
 
     A symbol where the contract has an integer passes here, for such a file runs; an integer that differs does not.
     """
@@ -322,7 +341,7 @@ def interface_faults(session: ort.InferenceSession, wanted: contract.Contract) -
             fixed = zip(value.shape, tensor.shape, strict=False)
             if not same_rank or any(isinstance(got, int) and got != size for got, size in fixed):
                 faults.append(f"{side} {tensor.name} has shape {list(value.shape)}, expected {list(tensor.shape)}")
-        faults.extend(f"{side} {name} is not in the contract" for name in values)
+        faults.extend(f"{side} {name} is not in the contract" for name in values if name not in recorded)
     return faults
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Component = Literal["values", "codes", "scales", "zero_points"]
-Quantizer = Literal["round", "search"]
+Quantizer = Literal["round", "search", "channel"]
 
 #: Metadata key under which torch's exporter leaves the module path of a node, outermost first.
 SCOPES = "pkg.torch.onnx.name_scopes"
@@ -48,6 +48,15 @@ class BlockFormat:
     @property
     def zero_point(self) -> int:
         return 1 << (self.bits - 1)
+
+
+@dataclass(frozen=True)
+class ChannelFormat:
+    """int8 codes with one scale per output channel, as MatMulInteger multiplies by them: a row is one block."""
+
+    def block(self, columns: int) -> BlockFormat:
+        """The block format of a matrix of that many columns whose codes, less 128, are the int8 ones."""
+        return BlockFormat(8, columns, symmetric=True, quantizer="channel")
 
 
 @dataclass(frozen=True)
@@ -91,17 +100,18 @@ class WeightSource(Protocol):
 class Recipe:
     """One initializer: `parts` are source tensors stacked along axis 0 (rows), in the order given.
 
-    dtype: ONNX name of the stored type ("FLOAT", "FLOAT16", "UINT8").
+    dtype: ONNX name of the stored type ("FLOAT", "FLOAT16", "UINT8", "INT8").
     shape: as stored. A "values" initializer is the stack reshaped to `shape`; transpose: or with its axes reversed.
     block: set for the three components of a quantized matrix; they share one evaluation.
       codes       uint8   [N, blocks, block_size * bits / 8]   4 bit: low nibble first
       scales      float16 [N, blocks]
       zero_points uint8   [N, ceil(blocks * bits / 8)]         4 bit: low nibble first
+    Where a row is one block of 8 bits, codes may be stored as int8, less 128, [N, K] or transposed, and scales as [N].
     """
 
     parts: tuple[str, ...]
     shape: tuple[int, ...]
-    dtype: Literal["FLOAT", "FLOAT16", "UINT8"] = "FLOAT"
+    dtype: Literal["FLOAT", "FLOAT16", "UINT8", "INT8"] = "FLOAT"
     transpose: bool = False
     block: BlockFormat | None = None
     component: Component = "values"

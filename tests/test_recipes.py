@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections import Counter
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Literal
 
 import onnx
 import onnx_ir as ir
@@ -35,6 +37,8 @@ GRAPHS: dict[LogitsMode, ModelSpec] = {
     "all": replace(ODD, layer_types=KINDS_350M),
 }
 MOST_NODES = 360
+#: A rounding takes eight nodes, a product five.
+MOST_INT8_NODES = 1100
 BIASES = {"last": 0, "all": 2 * KINDS_350M.count(CONV)}
 #: Float files know no blocks, and the 8-bit file has an 8-bit table.
 COMBINATIONS = [
@@ -50,7 +54,8 @@ def size(model: ir.Model) -> int:
 
 
 def chosen(logits: LogitsMode, block_size: int = 32, symmetric: bool = False, table_bits: int = 8) -> Options:
-    return Options(logits, block_size, symmetric, table_bits=4 if table_bits == 4 else 8, quantizer="round")
+    bits: Literal[4, 8] = 4 if table_bits == 4 else 8
+    return Options(logits, block_size, symmetric, table_bits=bits, quantizer="round", q8="blocks")
 
 
 @pytest.mark.parametrize("logits", GRAPHS)
@@ -71,6 +76,23 @@ def test_every_combination_keeps_contract_and_size(
     assert len(set(names)) == len(names)
     held = {name: value.meta[RECIPE] for name, value in model.graph.initializers.items() if RECIPE in value.meta}
     _check_weights(held, spec, dtype, options)
+
+
+@pytest.mark.parametrize("logits", GRAPHS)
+def test_every_matrix_of_the_int8_file_is_stored_by_channel(logits: LogitsMode) -> None:
+    spec = GRAPHS[logits]
+    model = dtype_graph(shared_fused(spec, logits), spec, "q8", Options(logits))
+    assert size(model) <= MOST_INT8_NODES + BIASES[logits]
+    count = Counter(node.op_type for node in model.graph)
+    products = 4 * spec.num_hidden_layers + 1
+    assert count["MatMulInteger"] == count["QuantizeLinear"] == products and not count["MatMul"] + count["MatMulNBits"]
+    held = {name: value.meta[RECIPE] for name, value in model.graph.initializers.items() if RECIPE in value.meta}
+    matrices = {name for name, shape in spec.source_tensors().items() if len(shape) == 2}
+    for component, dtype in (("codes", "INT8"), ("scales", "FLOAT16")):
+        found = [recipe for recipe in held.values() if recipe.block is not None and recipe.component == component]
+        assert {part for recipe in found for part in recipe.parts} == matrices
+        assert {recipe.dtype for recipe in found} == {dtype}
+        assert len(found) == products + (0 if spec.tie_word_embeddings else 1)
 
 
 def _check_weights(held: dict[str, Recipe], spec: ModelSpec, dtype: str, options: Options) -> None:

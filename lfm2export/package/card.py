@@ -23,7 +23,7 @@ PARITY_END = "<!-- parity:end -->"
 DESCRIPTIONS = {
     "fp32": "float32, the reference",
     "fp16": "float16 weights, activations and caches; for GPUs",
-    "q8": "8-bit weights in blocks, float32 activations",
+    "q8": "8-bit weights, float32 activations that products round to 8 bits; for browsers without a GPU",
     "q4": "4-bit weights in blocks, float32 activations; the default",
     "q4f16": "4-bit weights in blocks, float16 activations and caches; for GPUs",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lfm2export.passes import Pass, block_quantize, half, naming
+from lfm2export.passes import Pass, block_quantize, half, int8_matmul, naming
 from lfm2export.recipes import RECIPES, Chosen, Options, formats
 from lfm2export.spec import ModelSpec
 
@@ -14,10 +14,14 @@ def precision_passes(dtype: str, options: Options, chosen: Chosen | None = None)
     steps: list[Pass] = []
     if recipe.half:
         steps.append(Pass("half", half.fuse, half.expected))
-    if blocks.body is not None:
+    if blocks.channels is not None:
+        fuse = int8_matmul.projections_pass(blocks.channels, options.logits)
+        steps.append(Pass("int8_matmul", fuse, _packed_projections))
+        steps.append(Pass("int8_table", int8_matmul.table_pass(blocks.channels, options.logits), lambda spec: 2))
+    elif blocks.body is not None:
         fuse = block_quantize.projections_pass(blocks, half=recipe.half)
         steps.append(Pass("block_quantize", fuse, _packed_projections))
-    if blocks.table is not None:
+    if blocks.channels is None and blocks.table is not None:
         fuse = block_quantize.table_pass(blocks, options.lookup, half=recipe.half)
         steps.append(Pass("block_table", fuse, lambda spec: 2))
     steps.append(Pass("naming", naming.fuse, naming.expected))

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from lfm2export.errors import TensorError
 from lfm2export.quant.blocks import dequantize
+from lfm2export.quant.channel import quantize_channel
 from lfm2export.quant.rounding import quantize_round
 from lfm2export.quant.search import quantize_search
 from lfm2export.weights import BlockFormat, QuantizedBlocks, Quantizer, WeightSource
@@ -20,6 +21,7 @@ Array = NDArray[np.float32]
 QUANTIZERS: dict[Quantizer, Callable[[Array, BlockFormat, Array | None], QuantizedBlocks]] = {
     "round": quantize_round,
     "search": quantize_search,
+    "channel": quantize_channel,
 }
 
 

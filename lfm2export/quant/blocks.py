@@ -97,6 +97,16 @@ def unpack(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8
     return values.reshape(*packed.shape[:-1], -1)[..., :count]
 
 
+def signed(codes: NDArray[np.uint8]) -> NDArray[np.int8]:
+    """Codes uint8 [N, 1, K] around 128 as int8 [N, K] around 0."""
+    return (codes.reshape(len(codes), -1) ^ np.uint8(0x80)).view(np.int8)
+
+
+def unsigned(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """int8 [N, K] -> uint8 [N, 1, K], as :func:`signed` had them."""
+    return (np.ascontiguousarray(codes).view(np.uint8) ^ np.uint8(0x80))[:, None, :]
+
+
 def dequantize(quantized: QuantizedBlocks, format: BlockFormat, columns: int) -> NDArray[np.float32]:
     """The float32 matrix [N, K] that MatMulNBits multiplies by; K is `columns`."""
     rows, blocks = quantized.scales.shape

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, helper, numpy_helper
 
 from lfm2export.reference.run import FAINT, FAINT_PARTS
 from lfm2export.spec import ModelSpec
@@ -25,28 +25,31 @@ from lfm2export.verify.stored import StoredWeights
 #: The first reader of the embedding.
 FIRST_NORM = "model.layers.0.operator_norm.weight"
 
+#: What `variants.exact_copy` adds to the name of a weight that it casts to float32.
+CAST = "/float32"
+
 #: Operators that multiply by a weight, which is their second input.
 PRODUCTS = ("MatMul", "MatMulNBits", "Gemm")
 
 
 def faint_copy(model: onnx.ModelProto, stored: StoredWeights, spec: ModelSpec) -> onnx.ModelProto | None:
-    """The same graph with a faint residual stream; None where its names do not say which products that takes."""
+    """The exact copy `model` with a faint residual stream; None where its names do not say what that takes."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph = copy.graph
-    half = any(value.type.tensor_type.elem_type == TensorProto.FLOAT16 for value in graph.input)
-    embedding = next((node.input[0] for node in graph.node if FIRST_NORM in node.input[1:]), None)
+    first = (FIRST_NORM, FIRST_NORM + CAST)
+    embedding = next((node.input[0] for node in graph.node if not set(first).isdisjoint(node.input[1:])), None)
     wanted = {name for name in spec.source_tensors() if _scale(name) != 1}
     found: set[str] = set()
     nodes: list[NodeProto] = []
 
     def multiply(value: str, scale: NDArray[Any], result: str) -> None:
         name = f"{result}/scale"
-        graph.initializer.append(numpy_helper.from_array(scale.astype(np.float16 if half else np.float32), name))
+        graph.initializer.append(numpy_helper.from_array(scale.astype(np.float32), name))
         nodes.append(helper.make_node("Mul", [value, name], [result]))
 
     for node in graph.node:
-        weight = stored.weights.get(node.input[1]) if node.op_type in PRODUCTS else None
+        weight = stored.weights.get(node.input[1].removesuffix(CAST)) if node.op_type in PRODUCTS else None
         scales = [_scale(part) for part in weight.parts] if weight is not None else [1.0]
         if weight is not None and scales == [FAINT]:
             multiply(node.input[0], np.array(FAINT), f"{node.output[0]}/faint")

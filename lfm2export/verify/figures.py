@@ -20,7 +20,8 @@ class CheckName(StrEnum):
     """What is checked of every file, in this order.
 
     WEIGHTS: every stored weight against the source's. ARITHMETIC: the graph in float32 on the file's own weights, step
-    by step, against PyTorch on the same weights. FILE: the file as shipped, step by step, against PyTorch on the
+    by step, against PyTorch on the same weights. ROUNDING: where activations are rounded token by token, every product
+    against a model of it in numpy. FILE: the file as shipped, step by step, against PyTorch on the
     source. NORMS: as ARITHMETIC, on a residual stream so faint that each norm's eps counts. CHUNKS, PADDING, TURNS: the
     same result by other routes. LONG: a long prompt. GREEDY: free-running generation. TEXT: KLD and perplexity over
     text.
@@ -28,6 +29,7 @@ class CheckName(StrEnum):
 
     WEIGHTS = "weights"
     ARITHMETIC = "arithmetic"
+    ROUNDING = "rounding"
     FILE = "file"
     NORMS = "norms"
     CHUNKS = "chunks"
@@ -72,6 +74,20 @@ class WeightMeasure:
     worse: int | None
     moved: int | None
     first: str | None
+
+
+@dataclass(frozen=True)
+class RoundingMeasure:
+    """Products whose activations are rounded token by token, against numpy on the same tokens and weights.
+
+    tokens: rows in all, over the products. worst: the largest difference of a result, as a share of its token's largest
+    result; where: the product, token and channel of it.
+    """
+
+    products: int
+    tokens: int
+    worst: float
+    where: str | None
 
 
 @dataclass(frozen=True)

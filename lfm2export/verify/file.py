@@ -24,12 +24,13 @@ from lfm2export.verify.expected import Expected, ExpectedChunk, ExpectedLong, Ow
 from lfm2export.verify.faint import faint_copy
 from lfm2export.verify.figures import Against, CheckName, Form, TextMeasures, Tolerances
 from lfm2export.verify.greedy import greedy_answers, measure_greedy
+from lfm2export.verify.int8 import Int8Product, int8_products, measure_rounding, recorded_copy, recorded_names
 from lfm2export.verify.nibbles import split_bytes
 from lfm2export.verify.results import Check, FileResult
 from lfm2export.verify.source import Source
 from lfm2export.verify.steps import measure_steps
 from lfm2export.verify.stored import StoredWeights, read_stored
-from lfm2export.verify.tolerances import kld_limit, tie_limit, tolerances
+from lfm2export.verify.tolerances import ROUNDING, kld_limit, tie_limit, tolerances
 from lfm2export.verify.weights import measure_weights
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ class FileChecks:
             checks=tuple(checks),
             weights=figures.get("weights"),
             arithmetic=figures.get("arithmetic"),
+            rounding=figures.get("rounding"),
             steps=figures.get("steps"),
             norms=figures.get("norms"),
             routes=tuple(self.found.routes),
@@ -153,16 +155,20 @@ class FileChecks:
     def _sessions(self, own: Own | None, stored: StoredWeights) -> str:
         """The exact copy, if the file is not its own, its faint copy, then the file as shipped; its logits mode."""
         prompts, faint = (own.prompts, own.faint) if own is not None else (None, None)
+        graph = variants.exact_copy(self.model)
         if not self.exact:
             give_back()
-            exact = self._open_exact(self.model)
+            exact = self._open_exact(graph)
             if prompts is not None:
                 self.found.measure(CheckName.ARITHMETIC, lambda: self._arithmetic(exact, prompts))
             self._routes(exact, Form.EXACT, own.long if own is not None else None)
             del exact, own  # with the caches of a long prompt
             give_back()
-        self.found.measure(CheckName.NORMS, lambda: self._norms(faint, stored))
+        self.found.measure(CheckName.NORMS, lambda: self._norms(graph, faint, stored))
         give_back()
+        if products := int8_products(self.model.graph):
+            self.found.measure(CheckName.ROUNDING, lambda: self._rounding(products))
+            give_back()
         model = self._open(None, {}, "all")
         self.found.measure(CheckName.FILE, lambda: self._file(model, prompts))
         self._routes(model, Form.SHIPPED, self.plan.expected_long if self.exact else None)
@@ -179,8 +185,8 @@ class FileChecks:
 
         return StreamReference(SourceWeights(self.plan.source.checkpoint, override, half))
 
-    def _norms(self, wanted: Expected | None, stored: StoredWeights) -> Check:
-        faint = faint_copy(self.model, stored, self.spec)
+    def _norms(self, exact: onnx.ModelProto, wanted: Expected | None, stored: StoredWeights) -> Check:
+        faint = faint_copy(exact, stored, self.spec)
         if faint is not None and self.exact:
             first = self.plan.expected[0]
             wanted = expect_faint(self._streamed(), first.prompt, first.answer, self.progress)
@@ -190,6 +196,16 @@ class FileChecks:
         found = measure_steps(self._open_exact(faint), [wanted], Form.EXACT, weights)
         self.found.figures["norms"] = found
         return judge.judge_norms(found, self.names, self.limits, 0.0)
+
+    def _rounding(self, products: Sequence[Int8Product]) -> Check:
+        rows = routes.uneven_rows([entry.prompt for entry in self.plan.expected])
+        names = recorded_names(products)
+        model = self._open(recorded_copy(self.model, names).SerializeToString(), {}, "all", names)
+        tokens, mask = routes.padded(rows, "LR")
+        values = model.record(tokens, model.new_state(len(rows)), mask)
+        found = measure_rounding(self.model, self.path.parent, products, values)
+        self.found.figures["rounding"] = found
+        return judge.judge_rounding(found, ROUNDING, 0.0)
 
     def _file(self, model: OnnxModel, own: Sequence[Expected] | None) -> Check:
         found = measure_steps(model, self.plan.expected, Form.SHIPPED, "source", own, progress=self.progress)
@@ -249,18 +265,22 @@ class FileChecks:
             found, kld_limit(self.dtype, self.limits.text_kld, self.found.figures.get("steps")), 0.0
         )
 
-    def _open_exact(self, model: onnx.ModelProto) -> OnnxModel:
-        copy = variants.exact_copy(model)
+    def _open_exact(self, exact: onnx.ModelProto) -> OnnxModel:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(exact)
         given = split_bytes(copy.graph, self.path.parent)
         return self._open(copy.SerializeToString(), given, "none")
 
-    def _open(self, graph: bytes | None, given: Mapping[str, Any], optimization: Any) -> OnnxModel:
+    def _open(
+        self, graph: bytes | None, given: Mapping[str, Any], optimization: Any, recorded: Sequence[str] = ()
+    ) -> OnnxModel:
         return OnnxModel(
             self.plan.folder,
             self.dtype,
             file=self.path,
             graph=graph,
             given=given,
+            recorded=recorded,
             threads=self.plan.threads,
             optimization=optimization,
         )

@@ -10,6 +10,7 @@ from lfm2export.verify.figures import (
     CheckName,
     Form,
     GreedyMeasure,
+    RoundingMeasure,
     RouteMeasure,
     StepsMeasure,
     TextMeasures,
@@ -72,6 +73,19 @@ def judge_arithmetic(found: StepsMeasure, names: Sequence[str], limits: Toleranc
     failure = first_failure(CheckName.ARITHMETIC, found, names, limits.exact_logits, limits.exact_caches)
     summary = f"logits within {found.max_abs_logits:.2g}, caches within {found.max_abs_caches:.2g} over {_steps(found)}"
     return judged(CheckName.ARITHMETIC, summary, [failure], seconds)
+
+
+def judge_rounding(found: RoundingMeasure, limit: float, seconds: float) -> Check:
+    """Products of rounded activations against numpy's model of them."""
+    name, failures = CheckName.ROUNDING, []
+    if not found.worst <= limit:
+        message = (
+            f"a product is off by {found.worst:.2g} of its token's largest value from the model of its rounding, "
+            f"expected at most {limit:.2g}: {found.where}"
+        )
+        failures.append(Failure(name, message, tensor=found.where, got=found.worst, limit=limit))
+    summary = f"{found.products} products over {found.tokens:,} tokens within {found.worst:.2g} of numpy's"
+    return judged(name, summary, failures, seconds)
 
 
 def judge_file(found: StepsMeasure, names: Sequence[str], limits: Tolerances, most_kld: float, seconds: float) -> Check:

@@ -14,6 +14,7 @@ from lfm2export.verify.figures import (
     Against,
     CheckName,
     GreedyMeasure,
+    RoundingMeasure,
     RouteMeasure,
     StepsMeasure,
     TextMeasures,
@@ -63,6 +64,7 @@ class FileResult:
     checks: tuple[Check, ...]
     weights: tuple[WeightMeasure, ...] | None
     arithmetic: StepsMeasure | None
+    rounding: RoundingMeasure | None
     steps: StepsMeasure | None
     norms: StepsMeasure | None
     routes: tuple[RouteMeasure, ...]

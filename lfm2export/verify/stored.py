@@ -7,6 +7,7 @@ An initializer's name says what it is made of, as this package writes it (`passe
     ...w1.weight+w3.transposed                                  several tensors of one layer, stacked
     ...q_layernorm.weight+k_layernorm.heads                     each once for every head that it is the norm of
     NAME.codes  NAME.scales  NAME.zero_points                   blocks of 4 or 8 bits, perhaps stacked
+    NAME.int8 [in, out]  NAME.int8_rows  NAME.channel_scales    a block of 8 bits for each row, perhaps stacked
 
 A file of other names has no such weights, and what depends on them is not measured.
 Letters: N rows (output features), K columns (input features), S block_size, G blocks per row.
@@ -26,17 +27,31 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from lfm2export.errors import ArtifactError
-from lfm2export.quant.blocks import dequantize
+from lfm2export.quant.blocks import dequantize, unsigned
 from lfm2export.recipes import BLOCK_SIZES
 from lfm2export.spec import ModelSpec
 from lfm2export.untrusted.paths import shown
-from lfm2export.weights import BlockFormat, QuantizedBlocks
+from lfm2export.weights import BlockFormat, ChannelFormat, QuantizedBlocks
 
 Kind = Literal["plain", "transposed", "heads", "blocks"]
 
 _BITS: tuple[Literal[4, 8], ...] = (4, 8)
 
-_TYPES: dict[int, str] = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.UINT8: "uint8"}
+_TYPES: dict[int, str] = {
+    TensorProto.FLOAT: "float32",
+    TensorProto.FLOAT16: "float16",
+    TensorProto.UINT8: "uint8",
+    TensorProto.INT8: "int8",
+}
+
+#: What the suffix of an initializer's name says of it.
+_KINDS: dict[str, Kind] = {
+    "transposed": "transposed",
+    "heads": "heads",
+    "codes": "blocks",
+    "int8": "blocks",
+    "int8_rows": "blocks",
+}
 
 
 @dataclass(frozen=True)
@@ -110,9 +125,17 @@ class Stored:
         """The first row of `part` in the stack."""
         return sum(self.rows[: self.parts.index(part)])
 
+    @property
+    def reversed(self) -> bool:
+        """Whether its axes are stored in reverse: a row of the source is a column, read value by value."""
+        return self.kind == "transposed" or (self.values.dtype == "int8" and self.name.endswith(".int8"))
+
     def blocks(self, start: int, stop: int) -> QuantizedBlocks:
         """Rows [start, stop) of the stack, quantized."""
         assert self.scales is not None
+        if self.values.dtype == "int8":
+            codes = self.values.columns(start, stop) if self.reversed else self.values.rows(start, stop)
+            return QuantizedBlocks(unsigned(codes), self.scales.rows(start, stop)[:, None], None)
         zeros = self.zero_points.rows(start, stop) if self.zero_points is not None else None
         return QuantizedBlocks(self.values.rows(start, stop), self.scales.rows(start, stop), zeros)
 
@@ -178,8 +201,7 @@ def _stored(
 ) -> Stored | None:
     raw = raws[name]
     base, _, suffix = name.rpartition(".")
-    kinds: dict[str, Kind] = {"transposed": "transposed", "heads": "heads", "codes": "blocks"}
-    kind = kinds.get(suffix, "plain")
+    kind = _KINDS.get(suffix, "plain")
     parts = _parts(base if kind != "plain" else name)
     if any(part not in source for part in parts):
         return None
@@ -188,6 +210,12 @@ def _stored(
     shapes = [source[part] for part in parts]
     rows = tuple(shape[0] for shape in shapes)
     whole = (sum(rows), *shapes[0][1:])
+    if raw.dtype == "int8":
+        scales = raws.get(f"{base}.channel_scales")
+        shape = whole[::-1] if suffix == "int8" else whole
+        fits = kind == "blocks" and raw.shape == shape and scales is not None and scales.shape == whole[:1]
+        row = ChannelFormat().block(whole[-1])
+        return Stored(name, "blocks", parts, rows, raw, scales, None, row, whole[-1]) if fits else None
     if kind == "blocks":
         scales, zeros = raws.get(f"{base}.scales"), raws.get(f"{base}.zero_points")
         form = _format(raw, scales, zeros, whole, stated) if len(whole) == 2 else None

@@ -30,6 +30,10 @@ KLD_FACTOR = 3.0
 #: Two logits that both move by the largest shift.
 GAP_FACTOR = 2.0
 
+#: A product of rounded activations against numpy's model, as a share of its token's largest result: sums are of
+#: integers and exact below 2**24; clean: 3e-7.
+ROUNDING = 2e-6
+
 #: Of every dtype, `exact_*` and all of fp32's differences are filled in by depth.
 TOLERANCES: dict[str, Tolerances] = {
     "fp32": Tolerances(0.0, 0.0, None, 0.0, 0.0, file_kld=1e-8, text_kld=1e-8, near_tie=1e-3),

@@ -27,6 +27,7 @@ from lfm2export.checkpoint import Checkpoint
 from lfm2export.first_layer import first_layer_importance
 from lfm2export.progress import Progress, silent
 from lfm2export.quant.blocks import dequantize, in_blocks, unpack
+from lfm2export.quant.channel import quantize_channel
 from lfm2export.quant.grid import HALF_MAX
 from lfm2export.quant.moved import beyond
 from lfm2export.quant.rounding import quantize_round
@@ -39,11 +40,17 @@ Floats = NDArray[np.float32]
 #: Float32 values in a piece: what is made of it stays in a core's cache.
 PIECE = 1 << 17
 
+#: Rows in a piece of int8 codes stored transposed.
+LONG_PIECE = 1024
+
 #: How far from its weight, in codes, a nearest code may lie: a half, and what float32 loses of weight / scale.
 NEAREST = 0.5 + 1e-3
 
 #: The share of a matrix's blocks that no fault is expected to reach, and every calibration does.
 MOVED = 0.05
+
+#: Plain rounding, by the quantizer that a format names.
+PLAIN = {"round": quantize_round, "search": quantize_round, "channel": quantize_channel}
 
 #: Squared error over plain rounding's that still counts as equal: both are sums in float32.
 NOT_WORSE = 1.001
@@ -134,8 +141,8 @@ def _pieces(stored: Stored, checkpoint: Checkpoint) -> Iterator[tuple[str, int, 
     offset = 0
     for part, rows in zip(stored.parts, stored.rows, strict=True):
         width = int(np.prod(checkpoint.tensors[part].shape[1:], dtype=np.int64))
-        # Columns of a row-major file are read one by one: a transposed weight is taken whole, part by part.
-        step = max(1, PIECE // width) if stored.kind != "transposed" else rows
+        # Columns of a row-major file are read one by one: of a transposed weight many rows are taken at once.
+        step = max(1, PIECE // width) if not stored.reversed else rows if stored.kind == "transposed" else LONG_PIECE
         for start in range(0, rows, step):
             stop = min(start + step, rows)
             yield part, offset, start, stop, checkpoint.rows(part, start, stop)
@@ -165,7 +172,7 @@ def _block_faults(
     np.clip(wanted + zero, 0, (1 << form.bits) - 1, out=wanted)
     far = ~(np.abs(wanted - codes) <= NEAREST)  # NaN is far from everything
     bad = far.reshape(len(source), -1)[:, :columns]
-    plain = dequantize(quantize_round(np.ascontiguousarray(source), form), form, columns)
+    plain = dequantize(PLAIN[form.quantizer](np.ascontiguousarray(source), form), form, columns)
     forms = [weights, in_blocks(values, form.block_size), in_blocks(plain, form.block_size)]
     over = _worse(*forms)
     if importance is not None and over.any():

@@ -21,6 +21,7 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from lfm2export.passes.matching import Firing, remove_dead
 from lfm2export.quant import quantize
+from lfm2export.quant.blocks import signed
 from lfm2export.spec import CONV, FULL_ATTENTION, ModelSpec
 from lfm2export.weights import RECIPE, BlockFormat, QuantizedBlocks, Recipe
 
@@ -117,6 +118,9 @@ def array_of(recipe: Recipe, source: Checkpoint) -> Array:
     stacked = np.concatenate([source.tensors[part] for part in recipe.parts])
     if recipe.block is not None:
         blocks = quantize(stacked, recipe.block)
+        if recipe.dtype == "INT8":
+            codes = signed(blocks.codes)
+            return np.ascontiguousarray(codes.T if recipe.transpose else codes)
         found = {"codes": blocks.codes, "scales": blocks.scales, "zero_points": blocks.zero_points}
         stored = found[recipe.component]
         assert stored is not None

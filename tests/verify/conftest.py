@@ -26,8 +26,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def spoilable(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """fp32 and q4 of the tiny checkpoint; copy it before spoiling it."""
-    return build(str(tiny_source), dtypes=["fp32", "q4"], out=tmp_path_factory.mktemp("verify") / "out").folder
+    """fp32, q8 and q4 of the tiny checkpoint; copy it before spoiling it."""
+    return build(str(tiny_source), dtypes=["fp32", "q8", "q4"], out=tmp_path_factory.mktemp("verify") / "out").folder
 
 
 @pytest.fixture(scope="session")

@@ -83,7 +83,8 @@ class Patient:
 def read_raw(model: onnx.ModelProto, folder: Path, name: str) -> Raw:
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    dtype = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.UINT8: "uint8"}[tensor.data_type]
+    dtype = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.UINT8: "uint8",
+             TensorProto.INT8: "int8"}[tensor.data_type]  # fmt: skip
     return Raw(name, dtype, tuple(tensor.dims), folder / entries["location"], int(entries["offset"]), None)
 
 
@@ -302,6 +303,57 @@ def wrong_norm_of_a_head(layer: int, head: int) -> Plant:
         weights = p.read(name)
         weights[head] *= 1.25
         p.write(name, weights)
+
+    return fault
+
+
+def one_scale_for_all_tokens(p: Patient) -> None:
+    """The largest scale of the step, as DynamicQuantizeLinear has it."""
+    for rounding in [node for node in p.graph.node if node.op_type == "QuantizeLinear"]:
+        scale = rounding.input[1]
+        largest = p.before(rounding, "ReduceMax", [scale], keepdims=1)
+        shape = p.before(rounding, "Shape", [scale])
+        shared = p.before(rounding, "Expand", [largest, shape])
+        p.swap([node for node in p.readers(scale) if node.op_type in ("QuantizeLinear", "Unsqueeze")], scale, shared)
+
+
+def scale_of_the_neighbour(number: int) -> Plant:
+    """Of one rounding: each token is rounded with the next one's scale, and multiplied with its own."""
+
+    def fault(p: Patient) -> None:
+        rounding = [node for node in p.graph.node if node.op_type == "QuantizeLinear"][number]
+        scale = rounding.input[1]
+        first, one, end = (p.constant(np.array([place], np.int64)) for place in (0, 1, 2**31))
+        rest, head = (p.before(rounding, "Slice", [scale, *cut]) for cut in ((one, end), (first, one)))
+        rounding.input[1] = p.before(rounding, "Concat", [rest, head], axis=0)
+
+    return fault
+
+
+def zero_point_off_by_one(p: Patient) -> None:
+    """Of one product: codes lie around 128, and 127 is taken off them."""
+    product = [node for node in p.graph.node if node.op_type == "MatMulInteger"][3]
+    product.input[2] = p.constant(np.array(127, np.uint8))
+
+
+def exchanged_channel_scales(part: str) -> Plant:
+    """Of two output channels."""
+
+    def fault(p: Patient) -> None:
+        scales = p.read(f"{part}.channel_scales")
+        scales[[3, 5]] = scales[[5, 3]]
+        p.write(f"{part}.channel_scales", scales)
+
+    return fault
+
+
+def code_off_by_two(part: str) -> Plant:
+    """One int8 code, which is then not the nearest."""
+
+    def fault(p: Patient) -> None:
+        codes = p.read(f"{part}.int8")
+        codes[7, 3] -= np.sign(codes[7, 3]) * 2
+        p.write(f"{part}.int8", codes)
 
     return fault
 

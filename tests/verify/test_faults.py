@@ -92,7 +92,7 @@ def test_a_planted_fault_is_caught_where_it_shows(
     assert case.tensor in first.message
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "q4"])
+@pytest.mark.parametrize("dtype", ["fp32", "q8", "q4"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_wrong_eps_of_any_norm_is_caught(plan: Plan, spoilable: Path, tmp_path: Path, dtype: str, norm: str) -> None:
     result = verified(plan, spoilable, dtype, faults.wrong_eps_of(norm, 1e-6), tmp_path / "spoiled")
@@ -100,6 +100,27 @@ def test_a_wrong_eps_of_any_norm_is_caught(plan: Plan, spoilable: Path, tmp_path
     assert failure.tensor == NORMS[norm]
     assert failure.got is not None and failure.limit is not None and failure.got > 10 * failure.limit
     assert "with a faint residual stream, where eps counts" in failure.message
+
+
+#: Faults of products that round their activations: the check that catches each, and what its line names.
+INT8 = {
+    "one scale for all tokens": (faults.one_scale_for_all_tokens, CheckName.ROUNDING, "a product is off by"),
+    "a neighbour's scale": (faults.scale_of_the_neighbour(0), CheckName.ROUNDING, "token"),
+    "a neighbour's scale in the head": (faults.scale_of_the_neighbour(-1), CheckName.ROUNDING, "embed_tokens"),
+    "zero point off by one": (faults.zero_point_off_by_one, CheckName.ROUNDING, "channel"),
+    "exchanged channel scales": (faults.exchanged_channel_scales(OUT_PROJ), CheckName.WEIGHTS, OUT_PROJ),
+    "a code off by two": (faults.code_off_by_two(OUT_PROJ), CheckName.WEIGHTS, f"{OUT_PROJ}"),
+}
+
+
+@pytest.mark.parametrize("name", INT8)
+def test_a_fault_of_rounded_activations_is_caught(plan: Plan, spoilable: Path, tmp_path: Path, name: str) -> None:
+    fault, check, named = INT8[name]
+    result = verified(plan, spoilable, "q8", fault, tmp_path / "spoiled")
+    failure = next(f for f in result.failures if f.check is check)
+    assert named in failure.message
+    if check is CheckName.WEIGHTS:  # the copy without rounding is PyTorch on the file's own weights, whatever they are
+        assert next(c for c in result.checks if c.name is CheckName.ARITHMETIC).verdict is Verdict.PASSED
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "q4"])
@@ -117,7 +138,7 @@ def test_a_wrong_block_is_named_by_row_and_columns(plan: Plan, spoilable: Path, 
     assert next(c for c in result.checks if c.name is CheckName.ARITHMETIC).verdict is Verdict.PASSED
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "q4"])
+@pytest.mark.parametrize("dtype", ["fp32", "q8", "q4"])
 def test_the_unspoiled_copy_passes(plan: Plan, spoilable: Path, tmp_path: Path, dtype: str) -> None:
     result = verified(plan, spoilable, dtype, lambda patient: None, tmp_path / "copy")
     assert result.verdict is Verdict.PASSED, result.failures
