@@ -139,7 +139,7 @@ def test_options_that_cannot_be_are_refused() -> None:
 @pytest.mark.parametrize("dtype", ["q8", "q4", "q4f16"])
 def test_gather_block_quantized_is_there_only_when_asked_for(dtype: str) -> None:
     spec = GRAPHS["last"]
-    asked = Options(symmetric=True, table_bits=4, lookup="gather_block_quantized")
+    asked = Options(symmetric=True, table_bits=4, lookup="gather_block_quantized", q8="blocks")
     for options, count in ((asked, 1), (replace(asked, lookup="portable"), 0)):
         model = dtype_graph(shared_fused(spec), spec, dtype, options)
         assert sum(node.op_type == "GatherBlockQuantized" for node in model.graph) == count
