@@ -24,7 +24,7 @@ from lfm2export.verify.expected import Expected, ExpectedChunk, ExpectedLong, Ow
 from lfm2export.verify.faint import faint_copy
 from lfm2export.verify.figures import Against, CheckName, Form, TextMeasures, Tolerances
 from lfm2export.verify.greedy import greedy_answers, measure_greedy
-from lfm2export.verify.int8 import Int8Product, int8_products, measure_rounding, recorded_copy, recorded_names
+from lfm2export.verify.int8 import PRODUCT, Int8Product, int8_products, measure_rounding, recorded_copy, recorded_names
 from lfm2export.verify.nibbles import split_bytes
 from lfm2export.verify.results import Check, FileResult
 from lfm2export.verify.source import Source
@@ -166,9 +166,7 @@ class FileChecks:
             give_back()
         self.found.measure(CheckName.NORMS, lambda: self._norms(graph, faint, stored))
         give_back()
-        if products := int8_products(self.model.graph):
-            self.found.measure(CheckName.ROUNDING, lambda: self._rounding(products))
-            give_back()
+        self._rounding(stored)
         model = self._open(None, {}, "all")
         self.found.measure(CheckName.FILE, lambda: self._file(model, prompts))
         self._routes(model, Form.SHIPPED, self.plan.expected_long if self.exact else None)
@@ -197,7 +195,18 @@ class FileChecks:
         self.found.figures["norms"] = found
         return judge.judge_norms(found, self.names, self.limits, 0.0)
 
-    def _rounding(self, products: Sequence[Int8Product]) -> Check:
+    def _rounding(self, stored: StoredWeights) -> None:
+        """Of a file that rounds activations in its graph."""
+        count = sum(node.op_type == PRODUCT for node in self.model.graph.node)
+        products = int8_products(self.model.graph)
+        if count and (len(products) < count or stored.missing):
+            why = "how its products round their activations, or which weights they multiply, is unknown"
+            self.found.checks[CheckName.ROUNDING] = judge.not_measured(CheckName.ROUNDING, why)
+        elif count:
+            self.found.measure(CheckName.ROUNDING, lambda: self._rounded(products))
+            give_back()
+
+    def _rounded(self, products: Sequence[Int8Product]) -> Check:
         rows = routes.uneven_rows([entry.prompt for entry in self.plan.expected])
         names = recorded_names(products)
         model = self._open(recorded_copy(self.model, names).SerializeToString(), {}, "all", names)

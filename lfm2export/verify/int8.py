@@ -21,7 +21,6 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
-from lfm2export.errors import ArtifactError
 from lfm2export.verify.figures import RoundingMeasure
 from lfm2export.verify.stored import Raw, raw_tensor
 
@@ -50,37 +49,36 @@ class Int8Product:
 
 
 def int8_products(graph: GraphProto) -> list[Int8Product]:
-    """Every MatMulInteger of `graph` in the form above.
-
-    Raises:
-        ArtifactError: one has another form; the message names it.
-    """
+    """Every MatMulInteger of `graph` that has the form above; another exporter's may round otherwise."""
     made_by = {name: node for node in graph.node for name in node.output}
     readers = _readers(graph)
     found = []
     for node in graph.node:
         if node.op_type != PRODUCT:
             continue
-        try:
-            found.append(_product(node, made_by, readers))
-        except (KeyError, StopIteration, IndexError) as error:
-            raise ArtifactError(
-                f"the product {node.name} is not one of codes by token and by channel; what it rounds is unknown"
-            ) from error
+        product = _product(node, made_by, readers)
+        if product is not None:
+            found.append(product)
     return found
 
 
 def _product(
     node: NodeProto, made_by: Mapping[str, NodeProto], readers: Mapping[str, Sequence[NodeProto]]
-) -> Int8Product:
-    rounding = made_by[node.input[0]]
-    cast = _one(readers, node.output[0], "Cast")
-    by_channel = _one(readers, cast.output[0], "Mul")
-    by_token = _one(readers, by_channel.output[0], "Mul")
-    if rounding.op_type != "QuantizeLinear":
-        raise KeyError(rounding.op_type)
+) -> Int8Product | None:
+    rounding = made_by.get(node.input[0])
+    cast = _reader(readers, node.output[0], "Cast")
+    by_channel = _reader(readers, cast.output[0], "Mul") if cast is not None else None
+    by_token = _reader(readers, by_channel.output[0], "Mul") if by_channel is not None else None
+    if (
+        rounding is None
+        or rounding.op_type != "QuantizeLinear"
+        or cast is None
+        or by_channel is None
+        or by_token is None
+    ):
+        return None
     transpose = made_by.get(node.input[1])
-    scales = _other(by_channel, cast.output[0])
+    scales = next((name for name in by_channel.input if name != cast.output[0]), "")
     scale_cast = made_by.get(scales)
     return Int8Product(
         tokens=rounding.input[0],
@@ -187,11 +185,7 @@ def _readers(graph: GraphProto) -> dict[str, list[NodeProto]]:
     return found
 
 
-def _one(readers: Mapping[str, Sequence[NodeProto]], value: str, op_type: str) -> NodeProto:
-    """The only reader of `value`, of that type."""
-    (node,) = [reader for reader in readers[value] if reader.op_type == op_type] or (next(iter(())),)
-    return node
-
-
-def _other(node: NodeProto, value: str) -> str:
-    return str(next(name for name in node.input if name != value))
+def _reader(readers: Mapping[str, Sequence[NodeProto]], value: str, op_type: str) -> NodeProto | None:
+    """The reader of `value` of that type, if it has just one."""
+    found = [reader for reader in readers.get(value, ()) if reader.op_type == op_type]
+    return found[0] if len(found) == 1 else None
