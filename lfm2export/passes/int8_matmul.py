@@ -117,7 +117,8 @@ def _rounded(op: Builder, x: ir.Value | None, tokens: ir.Value) -> tuple[ir.Valu
     largest = op("ReduceMax", op("Abs", rows), op.constant([1]), keepdims=0)
     scaled = op("Mul", largest, op.constant(np.array(1 / LARGEST_CODE, np.float32)))
     scales = op("Max", scaled, op.constant(np.array(TINY_SCALE, np.float32)))
-    zeros = op("Expand", op.constant(np.array(ZERO_POINT, np.uint8)), tokens)
+    # Not Expand: WebGPU has a kernel for it that cannot take uint8.
+    zeros = op("ConstantOfShape", tokens, value=ir.tensor(np.array([ZERO_POINT], np.uint8)))
     return op("QuantizeLinear", rows, scales, zeros, axis=0), scales
 
 

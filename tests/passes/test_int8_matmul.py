@@ -75,7 +75,7 @@ def test_projections_share_the_rounding_of_what_they_read() -> None:
     cleanup.merge(model)
     count = operators(model)
     assert count["MatMulInteger"] == 2 and "MatMul" not in count
-    assert count["QuantizeLinear"] == count["ReduceMax"] == count["Abs"] == count["Expand"] == 1
+    assert count["QuantizeLinear"] == count["ReduceMax"] == count["Abs"] == count["ConstantOfShape"] == 1
     stored = recipes(model)
     block = FORM.block(33)
     assert stored[f"{Q}.int8"] == Recipe((Q,), (33, 24), "INT8", transpose=True, block=block, component="codes")
