@@ -127,7 +127,8 @@ def build(
         from lfm2export.writer import write_model  # torch takes seconds to import: not before the input is known good
 
         settled = dtypes if read_text is None else [dtype for dtype in dtypes if not _is_mixed(dtype)]
-        weights = _weights(checkpoint, dtypes if options.calibration is None else settled, options)
+        equal = _equalized(checkpoint, dtypes, threads)
+        weights = _weights(equal, dtypes if options.calibration is None else settled, options)
         with quantized_ahead(weights, spec, settled, options, folder / AHEAD_FOLDER, threads - 1) as ahead:
             fused = fused_graph(spec, options.logits)
         if options.target is not None:
@@ -137,14 +138,16 @@ def build(
         text = read_text(progress) if read_text is not None else None
         (folder / MODELS_FOLDER).mkdir()
         scratch = folder / SCRATCH_FOLDER
-        selection = _selected(checkpoint, weights, text, fused, dtypes, options, scratch, threads, progress)
+        selection = _selected(equal, weights, text, fused, dtypes, options, scratch, threads, progress)
         chosen = selection.chosen if selection is not None else None
-        calibrated = _calibrated(checkpoint, text, dtypes, options, chosen, scratch, threads, progress)
+        calibrated = _calibrated(equal, text, dtypes, options, chosen, scratch, threads, progress)
         models, flushed = {}, []
         for dtype in dtypes:
             graph = dtype_graph(fused, spec, dtype, options, chosen)
             path = folder / MODELS_FOLDER / contract.MODEL_FILES[dtype]
-            held = calibrated.store if calibrated is not None and _is_mixed(dtype) else ahead
+            held: WeightSource = checkpoint if RECIPES[dtype].body_bits is None else ahead
+            if calibrated is not None and _is_mixed(dtype):
+                held = calibrated.store
             models[dtype] = write_model(graph, held, path, threads=threads, progress=_staged(progress, dtype))
             flushed += [background.submit(flush_file, path.with_name(file.name)) for file in models[dtype].files]
         for used in (SCRATCH_FOLDER, AHEAD_FOLDER):
@@ -155,7 +158,7 @@ def build(
             revision=found.revision,
             source_files=hashes.result(),
             tensor_count=len(checkpoint.tensors),
-            recipe={dtype: _described(dtype, options, calibrated) for dtype in dtypes},
+            recipe={dtype: _described(dtype, options, equal, calibrated) for dtype in dtypes},
             options={"logits": options.logits},
             formats=selection.described() if selection is not None else None,
         )
@@ -199,6 +202,15 @@ def _check_mixed(dtypes: Sequence[str], options: Options) -> None:
             raise Lfm2ExportError(
                 f"{option} is for q4 and q4f16, and only {', '.join(dtypes)} is built; add --dtype q4, or leave it out"
             )
+
+
+def _equalized(checkpoint: Checkpoint, dtypes: Sequence[str], threads: int) -> Checkpoint:
+    """What every file with quantized matrices is made from; the checkpoint itself where there is none."""
+    if all(RECIPES[dtype].body_bits is None for dtype in dtypes):
+        return checkpoint
+    from lfm2export.equalized import equalized
+
+    return equalized(checkpoint, threads)
 
 
 def _weights(checkpoint: Checkpoint, dtypes: Sequence[str], options: Options) -> WeightSource:
@@ -276,12 +288,23 @@ def _calibrated(
     return calibrate(checkpoint, blocks.of, text, folder, threads=threads, progress=progress)
 
 
-def _described(dtype: str, options: Options, calibrated: Calibrated | None) -> dict[str, Any]:
-    """The recipe of one file as JSON values."""
+def _described(dtype: str, options: Options, source: Checkpoint, calibrated: Calibrated | None) -> dict[str, Any]:
+    """The recipe of one file as JSON values; `source`: what its quantized matrices are made from."""
+    from lfm2export.equalized import Equalized
+
     stored = formats(dtype, options)
+    channels = None
+    if RECIPES[dtype].body_bits is not None and isinstance(source, Equalized) and source.scaled:
+        channels = source.described()
     if stored.channels is not None:
         weights = {"bits": 8, "scale": "one an output channel"}
-        return {"activations": "8 bits, one scale a token", "body": weights, "table": weights, "calibration": None}
+        return {
+            "activations": "8 bits, one scale a token",
+            "body": weights,
+            "table": weights,
+            "channels": channels,
+            "calibration": None,
+        }
     body, table = stored.body, stored.table
     by_matrix = options.target is not None and _is_mixed(dtype)
     return {
@@ -289,6 +312,7 @@ def _described(dtype: str, options: Options, calibrated: Calibrated | None) -> d
         "body": "by matrix" if by_matrix else asdict(body) if body is not None else None,
         "table": "by matrix" if by_matrix else asdict(table) if table is not None else None,
         "lookup": options.lookup if table is not None else None,
+        "channels": channels,
         "calibration": calibrated.described() if calibrated is not None and _is_mixed(dtype) else None,
     }
 

@@ -4,6 +4,7 @@ then the exact copy, then the file as shipped, then its copy for text.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
+from lfm2export.equalized import Equalized
 from lfm2export.errors import StepError
 from lfm2export.progress import Progress
 from lfm2export.reference.available import give_back
@@ -23,6 +25,7 @@ from lfm2export.verify import judge, routes, text, variants
 from lfm2export.verify.expected import Expected, ExpectedChunk, ExpectedLong, Own, expect_faint, expect_own
 from lfm2export.verify.faint import faint_copy
 from lfm2export.verify.figures import Against, CheckName, Form, TextMeasures, Tolerances
+from lfm2export.verify.folds import broken_fold, held_source
 from lfm2export.verify.greedy import greedy_answers, measure_greedy
 from lfm2export.verify.int8 import PRODUCT, Int8Product, int8_products, measure_rounding, recorded_copy, recorded_names
 from lfm2export.verify.nibbles import split_bytes
@@ -135,9 +138,13 @@ class FileChecks:
     def _weights(self, stored: StoredWeights) -> Check:
         if not stored.weights:
             return judge.not_measured(CheckName.WEIGHTS, "the names of the file's weights do not say what they are of")
-        found = measure_weights(stored, self.plan.source.checkpoint, self.progress, self.plan.threads)
+        source = held_source(stored, self.plan.source.checkpoint, self.plan.threads or os.cpu_count() or 1)
+        broken, scaled = None, 0
+        if isinstance(source, Equalized):
+            broken, scaled = broken_fold(source.row_scales, source.column_scales, self.spec), source.scaled
+        found = measure_weights(stored, source, self.progress, self.plan.threads)
         self.found.figures["weights"] = found
-        return judge.judge_weights(found, stored.missing, 0.0)
+        return judge.judge_weights(found, stored.missing, 0.0, scaled=scaled, broken=broken)
 
     def _own(self, stored: StoredWeights) -> Own | None:
         """What PyTorch gives on the file's own weights, where they are known."""

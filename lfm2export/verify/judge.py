@@ -39,8 +39,18 @@ def broken(name: CheckName, error: Exception, seconds: float) -> Check:
     return judged(name, "the runtime failed", [Failure(name, str(error))], seconds)
 
 
-def judge_weights(found: Sequence[WeightMeasure], missing: Sequence[str], seconds: float) -> Check:
-    """No wrong value and no block above plain rounding's error; every tensor of the source is held."""
+def judge_weights(
+    found: Sequence[WeightMeasure],
+    missing: Sequence[str],
+    seconds: float,
+    *,
+    scaled: int = 0,
+    broken: str | None = None,
+) -> Check:
+    """No wrong value and no block above plain rounding's error; every tensor of the source is held.
+
+    scaled: channels that powers of two moved between tensors. broken: a tensor whose powers are not undone.
+    """
     name = CheckName.WEIGHTS
     failures = []
     for measure in found:
@@ -62,9 +72,13 @@ def judge_weights(found: Sequence[WeightMeasure], missing: Sequence[str], second
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         failures.append(Failure(name, f"no weight of the file holds {missing[0]}{more}", tensor=missing[0]))
+    if broken is not None:
+        message = f"{broken}: its channels are scaled by factors that nothing undoes"
+        failures.append(Failure(name, message, tensor=broken, layer=layer_of(broken)))
     worst = max((measure.error for measure in found if measure.error is not None), default=0.0)
     moved = sum(bool(measure.moved) for measure in found)
     said = f"{len(found)} weights{f', {moved} of them calibrated' if moved else ''}"
+    said += f", {scaled} channels scaled by powers of two" if scaled else ""
     return judged(name, f"{said}, at most {worst:.2g} of their own size off", failures, seconds)
 
 

@@ -28,10 +28,10 @@ from lfm2export.first_layer import first_layer_importance
 from lfm2export.progress import Progress, silent
 from lfm2export.quant.blocks import dequantize, in_blocks, unpack
 from lfm2export.quant.channel import quantize_channel
-from lfm2export.quant.grid import HALF_MAX
 from lfm2export.quant.moved import beyond
 from lfm2export.quant.rounding import quantize_round
 from lfm2export.verify.figures import WeightMeasure
+from lfm2export.verify.folds import as_float
 from lfm2export.verify.stored import Stored, StoredWeights
 from lfm2export.weights import QuantizedBlocks
 
@@ -60,6 +60,8 @@ def measure_weights(
     stored: StoredWeights, checkpoint: Checkpoint, progress: Progress = silent, threads: int | None = None
 ) -> tuple[WeightMeasure, ...]:
     """One measure per initializer, in the file's order. threads: None takes one a core.
+
+    checkpoint: what the file was written from, see `folds.held_source`.
 
     Raises:
         ArtifactError: the file's data cannot be read.
@@ -100,7 +102,7 @@ def _measure(stored: Stored, checkpoint: Checkpoint, importance: Mapping[str, Fl
                 row, block = np.argwhere(over)[0]
                 first = _block_place(stored, part, start + int(row), int(block), "its error exceeds plain rounding's")
         else:
-            bad = _expected(stored, source) != values
+            bad = as_float(source, stored.values.dtype) != values
         if first is None and bad.any():
             place = np.argwhere(bad)[0].tolist()
             first = _first(stored, part, [start + place[0], *place[1:]])
@@ -147,12 +149,6 @@ def _pieces(stored: Stored, checkpoint: Checkpoint) -> Iterator[tuple[str, int, 
             stop = min(start + step, rows)
             yield part, offset, start, stop, checkpoint.rows(part, start, stop)
         offset += rows
-
-
-def _expected(stored: Stored, source: NDArray[np.float32]) -> NDArray[np.float32]:
-    if stored.values.dtype == "float32":
-        return source
-    return np.clip(source, -HALF_MAX, HALF_MAX).astype(np.float16).astype(np.float32)
 
 
 def _block_faults(
