@@ -9,8 +9,25 @@ it.
 so logits are the same too, bit for bit within float32's range. C times the convolution is what out_proj reads: its
 columns are all that a factor of either shows in, and C's rows, whose scales follow them, may keep theirs.
 
-Each matrix's columns are brought to their median. Bringing what is read there, gains and rows, takes away planted
-factors as well, but writes into the columns what training put into the gains: MEASURED
+Each matrix's columns are brought to their median. KLD of the shipped model's files, 4,096 tokens of held-out text
+prefilled (standard error 1.5 to 2 %); planted are 12 channels of each of these places and of C, in every layer, so many
+times as large, what reads them as much smaller ("mixed": 1/200 to 200, evenly in their logarithms):
+
+                                       q4, blocks of 32   of 256      q8, channels   blocks
+    as trained, either way             .00435             .00825      .00074         .00017
+    planted 10         as it is        .0399              .0799       .0068          .0013
+                       equalized       .0045              .0086       .00077         .00018
+    planted 50         as it is        .190               .372        .130           .023
+                       equalized       .0045              .0085       .00074         .00017
+    planted 200        as it is        .56                2.29        2.39           .43
+                       equalized       .0046              .0087       .00076         .00017
+    planted, mixed     as it is        .51                2.54        .48            .036
+                       equalized       .0046              .0089       .00075         .00018
+
+A factor of 64 leaves every code as it was. The other rule, gains and rows to their medians, takes such factors away as
+well, but moves into the columns what training put into the gains, where it costs: as trained .00575, .0125, .00104 and
+.00023, and if it moves factors of 4 and more alone .00437, .00859, .00076 and .00017 (planted 50: .0045, .0091, .00082,
+.00019). Half of each rule (geometric means) is between the two.
 """
 
 from __future__ import annotations

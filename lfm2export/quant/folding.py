@@ -19,10 +19,11 @@ changes the state, and reaches only the columns that fold_kernel reaches already
 values in the cache, so that files of one checkpoint could not share a cache, and a check against PyTorch would have to
 know: it is proven here and not used by `build`.
 
-Calibration folds nothing, because after GPTQ and the descent it does not show in what the model says. On the shipped
-model, each place with that of the exponents 0, 1/4, 1/2 and 3/4 whose error on held-out inputs is least after both
-(`python -m benchmarks.quality.variants`; 24 chunks of held-out text, weights alone, scales tuned afterwards, KLD paired
-by chunk):
+`lfm2export.equalized` folds powers of two by fold_norm, fold_gate and fold_kernel, where columns are out of scale.
+Calibration folds nothing more, because after GPTQ and the descent it does not show in what the model says. On the
+shipped model, each place with that of the exponents 0, 1/4, 1/2 and 3/4 whose error on held-out inputs is least after
+both (`python -m benchmarks.quality.variants`; 24 chunks of held-out text, weights alone, scales tuned afterwards, KLD
+paired by chunk):
 
                                                                                     blocks of 32     blocks of 128
     error of outputs, mean over places      norm -> in_proj | q, k, v               99.9 %           100.0 %

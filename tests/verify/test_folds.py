@@ -194,9 +194,7 @@ def test_quantized_rows_tell_where_no_float_weight_does(
     assert held_source(stored_of(artifact, "fp32", checkpoint), checkpoint) is checkpoint
 
 
-def test_files_that_are_calibrated_for_a_target_are_proven_too(
-    source: Path, checkpoint: Checkpoint, tmp_path: Path
-) -> None:
+def test_files_calibrated_for_a_target_are_proven_too(source: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
     options = Options(calibration=Calibration(tokens=2048), target=Target(6.5, "bits per weight"))
     out = build(str(source), dtypes=["q4"], options=options, out=tmp_path / "out").folder
     stored = stored_of(out, "q4", checkpoint)
