@@ -195,7 +195,7 @@ def test_quantized_rows_tell_where_no_float_weight_does(
 
 
 def test_files_calibrated_for_a_target_are_proven_too(source: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
-    options = Options(calibration=Calibration(tokens=2048), target=Target(6.5, "bits per weight"))
+    options = Options(calibration=Calibration(tokens=2048), target=Target(7.8, "bits per weight"))
     out = build(str(source), dtypes=["q4"], options=options, out=tmp_path / "out").folder
     stored = stored_of(out, "q4", checkpoint)
     held = held_source(stored, checkpoint)
