@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,9 +94,11 @@ def test_codes_do_not_see_factors_that_are_powers_of_two(clean: Path, tmp_path: 
 def test_rows_and_columns_agree_and_nothing_else_changes(clean: Path, tmp_path: Path) -> None:
     checkpoint = planted(clean, tmp_path / "planted", always(50))
     balanced = equalized(checkpoint)
+    sent = pickle.loads(pickle.dumps(balanced))  # as to the processes that quantize
     for name, tensor in checkpoint.tensors.items():
         whole, plain = (one.rows(name, 0, tensor.shape[0]) for one in (balanced, checkpoint))
         np.testing.assert_array_equal(balanced.rows(name, 3, 9), whole[3:9])
+        np.testing.assert_array_equal(sent.rows(name, 3, 9), whole[3:9])
         if whole.ndim == 2:
             np.testing.assert_array_equal(balanced.columns(name, 5, 70), whole[:, 5:70])
         mantissas = np.frexp(np.divide(whole, plain, out=np.ones_like(whole), where=plain != 0))[0]

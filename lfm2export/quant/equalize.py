@@ -18,6 +18,9 @@ Norms = NDArray[np.float64]
 #: No channel is scaled by more than 2**MOST: further out it hardly counts, or nothing else does.
 MOST = 12
 
+#: Rows smaller than that say nothing, and their inverse may leave float32.
+TINY = 1e-30
+
 
 def exponents(columns: Norms, givers: Norms) -> Exponents:
     """Sizes of columns [n] and of what multiplies each one's input [n] -> e [n]: columns times 2**e are about their
@@ -48,6 +51,6 @@ def row_norms(rows: Array) -> Norms:
 def column_squares(rows: Array) -> Norms:
     """[n, K] -> [K]: sums of squares of columns, every row being as large as the others: scaled rows change nothing."""
     norms = row_norms(rows)
-    inverse = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0).astype(np.float32)
+    inverse = np.divide(1, norms, out=np.zeros_like(norms), where=norms > TINY).astype(np.float32)
     squares: Norms = np.square(rows * inverse[:, None], dtype=np.float64).sum(axis=0)
     return squares

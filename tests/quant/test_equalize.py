@@ -67,3 +67,4 @@ def test_sizes_are_those_of_numpy_and_do_not_see_scaled_rows() -> None:
     scaled = rows * np.exp(random.normal(0, 2, (40, 1))).astype(np.float32)
     np.testing.assert_allclose(column_squares(scaled), expected, rtol=1e-5)
     assert not column_squares(np.zeros((3, 8), np.float32)).any()
+    assert not column_squares(np.full((3, 8), 1e-42, np.float32)).any()
