@@ -24,10 +24,13 @@ times as large, what reads them as much smaller ("mixed": 1/200 to 200, evenly i
     planted, mixed     as it is        .51                2.54        .48            .036
                        equalized       .0046              .0089       .00075         .00018
 
-A factor of 64 leaves every code as it was. The other rule, gains and rows to their medians, takes such factors away as
-well, but moves into the columns what training put into the gains, where it costs: as trained .00575, .0125, .00104 and
-.00023, and if it moves factors of 4 and more alone .00437, .00859, .00076 and .00017 (planted 50: .0045, .0091, .00082,
-.00019). Half of each rule (geometric means) is between the two.
+A factor of 64 leaves every code as it was. Calibrated on 4,096 tokens, q4 in blocks of 32 has .0040 as trained, .15
+planted with 50 as it is, and .0042 equalized.
+
+The other rule, gains and rows to their medians, takes such factors away as well, but moves into the columns what
+training put into the gains, where it costs: as trained .00575, .0125, .00104 and .00023, and if it moves factors of 4
+and more alone .00437, .00859, .00076 and .00017 (planted 50: .0045, .0091, .00082, .00019). Half of each rule
+(geometric means) is between the two.
 """
 
 from __future__ import annotations
