@@ -25,6 +25,9 @@ FORMATS = [
     for symmetric in (True, False)
 ]
 
+#: Of blocks within a row; "channel" takes a whole one, see test_channel.py.
+BLOCK_QUANTIZERS = [name for name in QUANTIZERS if name != "channel"]
+
 #: Half a step of a subnormal float16: what a scale can be off by however small it is.
 HALF_SUBNORMAL = 2.0**-25
 
@@ -143,7 +146,7 @@ def test_onnxruntime_reads_what_was_quantized(format: BlockFormat) -> None:
     assert np.abs(ours - weight).max() < (0.02 if format.bits == 4 else 0.001)
 
 
-@pytest.mark.parametrize("name", list(QUANTIZERS))
+@pytest.mark.parametrize("name", BLOCK_QUANTIZERS)
 def test_rows_do_not_know_of_each_other(name: Quantizer) -> None:
     """Any split of N gives the same bytes, also across the chunks of the loop."""
     rows = 2 * CHUNK_WEIGHTS // 1024 + 3
@@ -158,7 +161,7 @@ def test_rows_do_not_know_of_each_other(name: Quantizer) -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=str)
-@pytest.mark.parametrize("name", list(QUANTIZERS))
+@pytest.mark.parametrize("name", BLOCK_QUANTIZERS)
 def test_constant_and_zero_blocks(format: BlockFormat, name: Quantizer) -> None:
     format = replace(format, quantizer=name)
     weight = np.repeat(np.array([[0.0], [0.5], [-0.5]], np.float32), 128, axis=1)
@@ -167,7 +170,7 @@ def test_constant_and_zero_blocks(format: BlockFormat, name: Quantizer) -> None:
     np.testing.assert_allclose(restored, weight, rtol=2.0**-11, atol=0)
 
 
-@pytest.mark.parametrize("name", list(QUANTIZERS))
+@pytest.mark.parametrize("name", BLOCK_QUANTIZERS)
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("magnitude", [1e-30, 1e-9, 3e-7])
 def test_scales_too_small_for_float16_give_zeros_or_subnormals(
@@ -181,7 +184,7 @@ def test_scales_too_small_for_float16_give_zeros_or_subnormals(
     assert ((restored - exact) ** 2).sum() <= (exact**2).sum()
 
 
-@pytest.mark.parametrize("name", list(QUANTIZERS))
+@pytest.mark.parametrize("name", BLOCK_QUANTIZERS)
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("huge", [1e8, 3e38])
@@ -201,7 +204,7 @@ def test_scales_beyond_float16_are_limited_and_reported(
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("name", list(QUANTIZERS))
+@pytest.mark.parametrize("name", BLOCK_QUANTIZERS)
 def test_weights_that_are_not_finite_are_refused(bad: float, name: Quantizer) -> None:
     weight = gaussian(4, 64)
     weight[2, 5] = bad
