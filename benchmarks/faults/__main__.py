@@ -44,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--surface", help="readers: only those whose names hold this")
     parser.add_argument("--case", help="one input of the readers, as a finding names it")
+    parser.add_argument("--bases", type=Path, help="keep the sound folders here, and take them from here")
     parser.add_argument("--store", action="store_true", help="keep what is found in benchmarks/results")
     parser.add_argument("--table", action="store_true", help="write results/faults.md again from what is stored")
     options = parser.parse_args(arguments)
@@ -51,14 +52,14 @@ def main(arguments: list[str] | None = None) -> int:
         (results.RESULTS / "faults.md").write_text(results.render(results.read()), encoding="utf-8")
         return 0
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        bases = make_bases(Path(folder) / "bases")
+        bases = make_bases(options.bases or Path(folder) / "bases")
         if options.case is not None:
             return _again(options.case, bases)
         found = 0
         for stage in options.only or results.STAGES:
             began = time.monotonic()
             count = options.inputs if options.inputs is not None else COUNTS[stage]
-            rows, findings = run_stage(stage, count, options.seed, bases, Path(folder) / stage, options.surface)
+            rows, findings = run_stage(stage, count, options.seed, bases, Path(folder) / "scratch", options.surface)
             _summary(stage, rows, findings)
             found += len(findings)
             if options.store:

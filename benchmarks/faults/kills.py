@@ -91,7 +91,23 @@ def run_kills(
 def prepare(
     sources: Sequence[Path], scratch: Path, calibrated: bool, tell: Callable[[str], None]
 ) -> tuple[Workplace, dict[str, float]]:
-    """Build each source undisturbed: the versions that may lie there, and how long every stage takes."""
+    """Build each source undisturbed, once for all stages: the versions that may lie there, and how long every stage
+    takes."""
+    known = _prepared.get((scratch, calibrated))
+    if known is None:
+        known = _prepared[scratch, calibrated] = _build_undisturbed(sources, scratch, calibrated, tell)
+    place = Workplace(scratch / "place", known[0])
+    place.put(scratch / "artifacts" / "0")
+    return place, known[1]
+
+
+_prepared: dict[tuple[Path, bool], tuple[dict[str, str], dict[str, float]]] = {}
+
+
+def _build_undisturbed(
+    sources: Sequence[Path], scratch: Path, calibrated: bool, tell: Callable[[str], None]
+) -> tuple[dict[str, str], dict[str, float]]:
+    """(versions by fingerprint, seconds by stage)."""
     versions: dict[str, str] = {}
     lengths: dict[str, list[float]] = {}
     for number, source in enumerate(sources):
@@ -107,9 +123,7 @@ def prepare(
     found["prefetch"] = found["trace"]  # it runs beside the trace, as long as there is work
     found["any"] -= found["trace"]  # which most builds are spared
     tell("seconds of the stages: " + ", ".join(f"{stage} {value:.3f}" for stage, value in found.items()))
-    place = Workplace(scratch / "place", versions)
-    place.put(scratch / "artifacts" / "0")
-    return place, found
+    return versions, found
 
 
 def arguments(source: Path, out: Path, calibrated: bool, *, verify: bool = True) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.faults import results
-from benchmarks.faults.bases import SECRET
+from benchmarks.faults.bases import SECRET, make_bases
 from benchmarks.faults.content import Content
 from benchmarks.faults.isolated import Allowed, Job, run_jobs
 from benchmarks.faults.kills import SHARES, make_kills
@@ -204,11 +204,12 @@ def test_results_are_kept_by_stage(tmp_path: Path) -> None:
     assert "new artifact | old artifact" in text
 
 
-def test_short_form() -> None:
+def test_short_form(tmp_path: Path) -> None:
     """Inputs, kills and disks against the tool as it is; the whole is `python -m benchmarks.faults`."""
-    words = [sys.executable, "-m", "benchmarks.faults", "--only", "kills", "--only", "full", "--inputs", "3"]
+    program = [sys.executable, "-m", "benchmarks.faults", "--bases", str(make_bases(tmp_path / "bases").resolve())]
+    words = [*program, "--only", "kills", "--only", "full", "--inputs", "3"]
     kills = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    words = [sys.executable, "-m", "benchmarks.faults", "--only", "readers", "--inputs", "160", "--seed", "5"]
+    words = [*program, "--only", "readers", "--inputs", "160", "--seed", "5"]
     readers = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     said, _ = kills.communicate()
     assert readers.returncode == 0, readers.stderr
