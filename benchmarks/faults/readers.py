@@ -158,9 +158,13 @@ def smallest(shown: list[tuple[Case, Outcome]], bases: Path, scratch: Path) -> F
     )  # fmt: skip
 
 
+#: Where matplotlib keeps its list of fonts; gone when this process ends.
+_fonts = tempfile.TemporaryDirectory(prefix="faults-matplotlib-")
+
+
 def warm() -> None:
     """Import what the checks use, so that no input pays for it and no child of a fork does it again."""
-    os.environ.setdefault("MPLCONFIGDIR", tempfile.mkdtemp(prefix="faults-matplotlib-"))
+    os.environ.setdefault("MPLCONFIGDIR", _fonts.name)
     import huggingface_hub.repocard
     import jinja2
     import matplotlib.font_manager
