@@ -79,7 +79,7 @@ def _stored(matrix: Matrix, dtype: str, options: Options) -> int:
     """Bytes of `matrix` in the file of `dtype`; with a target, the fewest that it may get."""
     if options.target is not None and RECIPES[dtype].body_bits == 4:
         return matrix.rows * row_bytes(SMALLEST, matrix.columns)
-    format = formats(dtype, options).of(matrix.parts)
+    format = formats(dtype, options).of(matrix.parts, matrix.columns)
     return matrix.rows * (matrix.columns * _item(dtype) if format is None else row_bytes(format, matrix.columns))
 
 

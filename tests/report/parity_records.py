@@ -13,6 +13,7 @@ from lfm2export.verify.figures import (
     Difference,
     Form,
     GreedyMeasure,
+    RoundingMeasure,
     RouteMeasure,
     StepPoint,
     StepsMeasure,
@@ -136,6 +137,7 @@ def file(dtype: str) -> FileResult:
         checks=tuple(checks),
         weights=(weight,),
         arithmetic=exact,
+        rounding=RoundingMeasure(33, 4_884, 1.1e-7, "w1.int8, token 3, channel 5") if dtype == "q8" else None,
         steps=shipped,
         norms=None,
         routes=(route, padding),
@@ -199,7 +201,8 @@ def unmeasured() -> Verification:
     good = verification("q4")
     checks = tuple(Check(name, Verdict.NOT_MEASURED, "", (), 0.0) for name in CheckName)
     empty = replace(
-        good.files[0], bits_per_weight=None, checks=checks, weights=None, arithmetic=None, steps=None, norms=None,
+        good.files[0], bits_per_weight=None, checks=checks, weights=None, arithmetic=None, rounding=None,
+        steps=None, norms=None,
         routes=(), greedy=None, text=None, against=None,
     )  # fmt: skip
     return replace(good, files=(empty,), text=None, prompts=())
