@@ -20,13 +20,10 @@ from onnx import NodeProto, helper, numpy_helper
 
 from lfm2export.reference.run import FAINT, FAINT_PARTS
 from lfm2export.spec import ModelSpec
-from lfm2export.verify.stored import StoredWeights
+from lfm2export.verify.stored import CAST, StoredWeights
 
 #: The first reader of the embedding.
 FIRST_NORM = "model.layers.0.operator_norm.weight"
-
-#: What `variants.exact_copy` adds to the name of a weight that it casts to float32.
-CAST = "/float32"
 
 #: Operators that multiply by a weight, which is their second input.
 PRODUCTS = ("MatMul", "MatMulNBits", "Gemm")

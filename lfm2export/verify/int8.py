@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from lfm2export.verify.figures import RoundingMeasure
-from lfm2export.verify.stored import Raw, raw_tensor
+from lfm2export.verify.stored import CAST, Raw, raw_tensor
 
 PRODUCT = "MatMulInteger"
 
@@ -105,7 +105,7 @@ def exact_products(graph: GraphProto) -> None:
                 node.input[number] = ONE
         product = products.get(node.output[0])
         if product is not None:
-            cast = f"{product.weights}/float32"
+            cast = product.weights + CAST
             nodes.append(helper.make_node("Cast", [node.input[1]], [cast], to=TensorProto.FLOAT))
             nodes.append(helper.make_node("MatMul", [product.tokens, cast], [node.output[0]]))
         else:
@@ -151,9 +151,10 @@ def measure_rounding(
             wanted *= scales[:, None]
             difference = np.abs(wanted - got[:, start:stop])
             share = difference / np.maximum(np.abs(got).max(axis=1, keepdims=True), np.float32(1e-30))
-            most = float(np.nan_to_num(share, nan=np.inf).max(initial=0))
+            share = np.nan_to_num(share, nan=np.inf)
+            most = float(share.max(initial=0))
             if most > worst:
-                row, column = np.unravel_index(int(np.argmax(np.nan_to_num(share, nan=np.inf))), share.shape)
+                row, column = np.unravel_index(int(np.argmax(share)), share.shape)
                 worst, where = most, f"{product.weights}, token {int(row)}, channel {start + int(column)}"
     return RoundingMeasure(len(products), tokens, worst, where)
 

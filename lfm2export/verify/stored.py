@@ -44,6 +44,9 @@ _TYPES: dict[int, str] = {
     TensorProto.INT8: "int8",
 }
 
+#: What an exact copy adds to the name of a weight that it casts to float32.
+CAST = "/float32"
+
 #: What the suffix of an initializer's name says of it.
 _KINDS: dict[str, Kind] = {
     "transposed": "transposed",

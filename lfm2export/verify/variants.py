@@ -22,6 +22,7 @@ from lfm2export.errors import ArtifactError
 from lfm2export.untrusted.onnx_file import read_model
 from lfm2export.untrusted.paths import shown
 from lfm2export.verify.int8 import PRODUCT, exact_products
+from lfm2export.verify.stored import CAST
 
 #: Inputs that the operators which are looked into take at least.
 INPUTS = {
@@ -81,7 +82,7 @@ def exact_copy(model: onnx.ModelProto) -> onnx.ModelProto:
     casts = []
     for tensor in graph.initializer:
         if tensor.data_type == TensorProto.FLOAT16:
-            renamed[tensor.name] = f"{tensor.name}/float32"
+            renamed[tensor.name] = tensor.name + CAST
             casts.append(helper.make_node("Cast", [tensor.name], [renamed[tensor.name]], to=TensorProto.FLOAT))
     for node in graph.node:
         for number, name in enumerate(node.input):
