@@ -8,16 +8,18 @@ of it has to be at most plain rounding in its plain error or in the one that is 
 moves the grid off its codes, so it shows here.
 
 Damage is rare, a method is everywhere: where more than MOVED of a matrix's blocks break that rule, its codes were moved
-on purpose, as calibration does, and each block is held to the limits of `quant.moved` instead. A matrix that is wrong
-throughout (transposed, another's) is beyond them throughout.
+on purpose, as calibration does, and each block is held to the limits of `quant.moved` instead; so is every matrix of
+as many bits where that holds for most of them, for calibration leaves a small matrix nearly as it was. A matrix that is
+wrong throughout (transposed, another's) is beyond those limits throughout.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -69,17 +71,33 @@ def measure_weights(
     """
     total = sum(math.prod(weight.shape) for weight in stored.weights.values())
     importance = first_layer_importance(checkpoint, checkpoint.spec)
-    done, found = 0, []
+    done, found = 0, list[_Measured]()
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-        for measure in pool.map(lambda weight: _measure(weight, checkpoint, importance), stored.weights.values()):
-            found.append(measure)
-            done += math.prod(measure.shape)
+        for measured in pool.map(lambda weight: _measure(weight, checkpoint, importance), stored.weights.values()):
+            found.append(measured)
+            done += math.prod(measured.nearest.shape)
             progress("weights", done, total, "values")
-    return tuple(found)
+    calibrated = {dtype for dtype in {one.nearest.dtype for one in found} if _calibrated(found, dtype)}
+    return tuple(one.moved if one.touched or one.nearest.dtype in calibrated else one.nearest for one in found)
 
 
-def _measure(stored: Stored, checkpoint: Checkpoint, importance: Mapping[str, Floats]) -> WeightMeasure:
-    wrong = worse = blocks = touched = moved = far = 0
+@dataclass(frozen=True)
+class _Measured:
+    """One initializer by both rules. touched: more than MOVED of its blocks break the rule of nearest codes."""
+
+    nearest: WeightMeasure
+    moved: WeightMeasure
+    touched: bool
+
+
+def _calibrated(found: Iterable[_Measured], dtype: str) -> bool:
+    """Do most matrices of `dtype` have moved codes? One damaged matrix must not loosen the rule for the others."""
+    same = [one.touched for one in found if one.nearest.dtype == dtype]
+    return sum(same) > len(same) / 2
+
+
+def _measure(stored: Stored, checkpoint: Checkpoint, importance: Mapping[str, Floats]) -> _Measured:
+    wrong = worse = blocks = touched = far = 0
     squared = total = largest = 0.0
     first: str | None = None
     first_far: str | None = None
@@ -113,9 +131,7 @@ def _measure(stored: Stored, checkpoint: Checkpoint, importance: Mapping[str, Fl
         most = float(np.abs(difference).max(initial=0))
         largest = max(largest, most if np.isfinite(most) else math.inf)
     form = stored.format
-    if touched > MOVED * blocks:
-        moved, wrong, worse, first = wrong, 0, far, first_far
-    return WeightMeasure(
+    nearest = WeightMeasure(
         initializer=stored.name,
         parts=tuple(dict.fromkeys(stored.parts)),
         shape=stored.shape,
@@ -126,9 +142,13 @@ def _measure(stored: Stored, checkpoint: Checkpoint, importance: Mapping[str, Fl
         max_abs=largest,
         wrong=wrong,
         worse=worse if form is not None else None,
-        moved=moved if form is not None else None,
+        moved=0 if form is not None else None,
         first=first,
     )
+    if form is None:
+        return _Measured(nearest, nearest, touched=False)
+    moved = replace(nearest, wrong=0, worse=far, moved=wrong, first=first_far)
+    return _Measured(nearest, moved, touched=touched > MOVED * blocks)
 
 
 def _root(squared: float, total: float) -> float | None:

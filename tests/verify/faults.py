@@ -88,13 +88,18 @@ def read_raw(model: onnx.ModelProto, folder: Path, name: str) -> Raw:
     return Raw(name, dtype, tuple(tensor.dims), folder / entries["location"], int(entries["offset"]), None)
 
 
+def opened(folder: Path, dtype: str) -> Patient:
+    """The file of `dtype` in `folder`, to read."""
+    path = folder / "onnx" / MODEL_FILES[dtype]
+    return Patient(path, onnx.load(str(path), load_external_data=False))
+
+
 def plant(folder: Path, dtype: str, fault: Plant) -> Path:
     """Spoil the file of `dtype` in `folder`; its path."""
-    path = folder / "onnx" / MODEL_FILES[dtype]
-    patient = Patient(path, onnx.load(str(path), load_external_data=False))
+    patient = opened(folder, dtype)
     fault(patient)
-    path.write_bytes(patient.model.SerializeToString())
-    return path
+    patient.path.write_bytes(patient.model.SerializeToString())
+    return patient.path
 
 
 def swapped_gate(layer: int) -> Plant:

@@ -113,3 +113,22 @@ def test_an_uncalibrated_file_gets_no_such_room(plan: Plan, spoilable: Path, tmp
     result = verified(plan, spoilable, "q4", nudge, tmp_path / "spoiled")
     assert result.failures[0].check is CheckName.WEIGHTS
     assert "1 codes are not the nearest" in result.failures[0].message
+
+
+def test_a_matrix_that_calibration_hardly_moved_is_judged_like_the_others(
+    plan: Plan, calibrated: Path, spoilable: Path, tmp_path: Path
+) -> None:
+    """All but two of its rows are those of a file of nearest codes: fewer blocks are moved than tell a method."""
+    nearest = faults.opened(spoilable, "q4")
+
+    def settle(p: faults.Patient) -> None:
+        for kind in ("codes", "scales", "zero_points"):
+            values = p.read(f"{W2}.{kind}")
+            values[2:] = nearest.read(f"{W2}.{kind}")[2:]
+            p.write(f"{W2}.{kind}", values)
+
+    result = verified(plan, calibrated, "q4", settle, tmp_path / "settled")
+    assert result.verdict is Verdict.PASSED, result.failures
+    assert result.weights is not None
+    settled = next(measure for measure in result.weights if measure.initializer == f"{W2}.codes")
+    assert 0 < (settled.moved or 0) < 0.02 * np.prod(settled.shape)
