@@ -55,8 +55,11 @@ class Piece:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that this piece writes."""
-        return sum(slot.nbytes // self.rows for slot in self.slots) * (self.stop - self.start)
+        """Bytes that follow from this piece: what it writes, and with the last rows the padding."""
+        rows, last = self.stop - self.start, self.first + self.stop - self.start == self.rows
+        padding = [slot.recipe.padding for slot in self.slots]
+        sizes = [slot.nbytes // (self.rows + more) for slot, more in zip(self.slots, padding, strict=True)]
+        return sum(size * (rows + last * more) for size, more in zip(sizes, padding, strict=True))
 
     def weights(self, source: WeightSource) -> int:
         """Numbers that it is made of."""
@@ -133,12 +136,15 @@ def _dense(piece: Piece, slot: Slot, values: NDArray[np.float32], write: Write) 
 
 
 def _write_rows(piece: Piece, slot: Slot, stored: NDArray[Any], write: Write) -> None:
-    """The piece's rows at their place: one run, or one for each column of a transposed initializer."""
+    """The piece's rows at their place: one run, or one for each column of a transposed initializer.
+
+    Nothing writes padding: a new file is zeros.
+    """
     if not slot.recipe.transpose:
         write(slot, piece.first * stored[:1].nbytes, stored)
         return
     for column, run in enumerate(np.ascontiguousarray(stored.T).reshape(-1, len(stored))):
-        write(slot, (column * piece.rows + piece.first) * stored.itemsize, run)
+        write(slot, (column * (piece.rows + slot.recipe.padding) + piece.first) * stored.itemsize, run)
 
 
 def _stored(slot: Slot, values: NDArray[np.float32]) -> tuple[NDArray[Any], list[Overflow]]:
@@ -215,8 +221,9 @@ def _components(
     if not block.symmetric:
         stored["zero_points"] = ("UINT8", (rows, zero_point_bytes(block, columns)))
     elif block == BlockFormat(8, columns, True, block.quantizer):
+        padded = rows + recipe.padding
         if recipe.dtype == "INT8":
-            stored["codes"] = ("INT8", (columns, rows) if recipe.transpose else (rows, columns))
+            stored["codes"] = ("INT8", (columns, padded) if recipe.transpose else (padded, columns))
         if len(recipe.shape) == 1:
-            stored["scales"] = ("FLOAT16", (rows,))
+            stored["scales"] = ("FLOAT16", (padded,))
     return stored

@@ -52,11 +52,16 @@ class BlockFormat:
 
 @dataclass(frozen=True)
 class ChannelFormat:
-    """int8 codes with one scale per output channel, as MatMulInteger multiplies by them: a row is one block."""
+    """int8 codes with one scale per output channel, as MatMulIntegerToFloat multiplies by them: a row is one block."""
 
     def block(self, columns: int) -> BlockFormat:
         """The block format of a matrix of that many columns whose codes, less 128, are the int8 ones."""
         return BlockFormat(8, columns, symmetric=True, quantizer="channel")
+
+    def padding(self, rows: int) -> int:
+        """Rows of zeros that may follow: transposed, a multiple of 512 bytes from one line to the next, in which lines
+        of a panel share few places of a cache, becomes an odd number of cache lines."""
+        return 64 if rows % 512 == 0 else 0
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,8 @@ class Recipe:
       codes       uint8   [N, blocks, block_size * bits / 8]   4 bit: low nibble first
       scales      float16 [N, blocks]
       zero_points uint8   [N, ceil(blocks * bits / 8)]         4 bit: low nibble first
-    Where a row is one block of 8 bits, codes may be stored as int8, less 128, [N, K] or transposed, and scales as [N].
+    Where a row is one block of 8 bits, codes may be stored as int8, less 128, [N, K] or transposed, and scales as [N];
+    then `padding` rows of zeros may follow, which `shape` counts.
     """
 
     parts: tuple[str, ...]
@@ -115,6 +121,7 @@ class Recipe:
     transpose: bool = False
     block: BlockFormat | None = None
     component: Component = "values"
+    padding: int = 0
 
     def transposed(self) -> Recipe:
         """The same values with their axes stored in reverse: a matrix as [columns, rows]."""

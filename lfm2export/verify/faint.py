@@ -56,7 +56,7 @@ def faint_copy(model: onnx.ModelProto, stored: StoredWeights, spec: ModelSpec) -
         if embedding is not None and embedding in node.output:
             loud = (embedding, np.array(FAINT))
         elif weight is not None and scales != [FAINT] and set(scales) != {1.0}:
-            loud = (node.output[0], np.repeat(scales, weight.rows))
+            loud = (node.output[0], np.append(np.repeat(scales, weight.rows), [1.0] * weight.padding))
         if weight is not None:
             found.update(wanted.intersection(weight.parts))
         if loud is not None:

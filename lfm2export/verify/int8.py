@@ -1,11 +1,12 @@
 """Products of int8 weights and activations rounded token by token: their exact copy, and the proof of their rounding.
 
-    x - Flatten -+- QuantizeLinear(s, 128) - MatMulInteger(W) - Cast - Mul(channel scales) - Mul(s) - Reshape - y
-                 `- ... - s [M] --------------------------------------------- Unsqueeze [M, 1] -'
+    x - Flatten -+- QuantizeLinear(s, 128) - MatMulIntegerToFloat(W, channel scales) - u [M, N], the product over s
+                 `- ... - s [M]
 
-The exact copy multiplies the flattened x by Cast(W), and its last factor is 1: the same graph on the same weights
-without any rounding of activations. It proves everything but the rounding; that is held to a model of it in numpy,
-product by product and token by token, on what the shipped graph itself reads (:func:`measure_rounding`).
+The exact copy has Div(x, s) times Cast(W), times the channel scales, for u: the same graph on the same weights without
+any rounding of activations. Wherever a token's scale is multiplied back in, or left to a later product, stays as it is
+and is proven with all else; the rounding is held to a model of it in numpy, product by product and token by token, on
+what the shipped graph itself reads (:func:`measure_rounding`).
 Letters: M tokens, K columns (input features), N rows (output features).
 """
 
@@ -24,24 +25,29 @@ from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 from lfm2export.verify.figures import RoundingMeasure
 from lfm2export.verify.stored import CAST, Raw, raw_tensor
 
-PRODUCT = "MatMulInteger"
+PRODUCT = "MatMulIntegerToFloat"
+
+#: Operators that round activations, whoever wrote the file.
+ROUNDED = (PRODUCT, "MatMulInteger", "MatMulNBits", "DynamicQuantizeMatMul")
 
 #: Columns of a product that numpy computes at once: float64 weights of them are held.
 COLUMNS = 4096
 
-ONE = "int8/one"
+#: Where a scale is divided by, at least this: the scale of a token of zeros is 0.
+TINY_SCALE = 1e-30
+TINY = "int8/tiny"
+AXIS = "int8/axis"
 
 
 @dataclass(frozen=True)
 class Int8Product:
-    """Names of one product's values: tokens [M, K] and scale [M] before, sums [M, N] of integers, result [M, N].
+    """Names of one product's values: tokens [M, K] and scale [M] before, result [M, N] after.
 
     weights: the initializer, [K, N] or, where `rows`, [N, K]. channel_scales: the initializer of float16 or float32.
     """
 
     tokens: str
     scale: str
-    sums: str
     weights: str
     rows: bool
     channel_scales: str
@@ -49,70 +55,64 @@ class Int8Product:
 
 
 def int8_products(graph: GraphProto) -> list[Int8Product]:
-    """Every MatMulInteger of `graph` that has the form above; another exporter's may round otherwise."""
+    """Every MatMulIntegerToFloat of `graph` that has the form above; another exporter's may round otherwise."""
     made_by = {name: node for node in graph.node for name in node.output}
-    readers = _readers(graph)
-    found = []
-    for node in graph.node:
-        if node.op_type != PRODUCT:
-            continue
-        product = _product(node, made_by, readers)
-        if product is not None:
-            found.append(product)
-    return found
+    found = (_product(node, made_by) for node in graph.node if node.op_type == PRODUCT)
+    return [product for product in found if product is not None]
 
 
-def _product(
-    node: NodeProto, made_by: Mapping[str, NodeProto], readers: Mapping[str, Sequence[NodeProto]]
-) -> Int8Product | None:
+def _product(node: NodeProto, made_by: Mapping[str, NodeProto]) -> Int8Product | None:
     rounding = made_by.get(node.input[0])
-    cast = _reader(readers, node.output[0], "Cast")
-    by_channel = _reader(readers, cast.output[0], "Mul") if cast is not None else None
-    by_token = _reader(readers, by_channel.output[0], "Mul") if by_channel is not None else None
-    if (
-        rounding is None
-        or rounding.op_type != "QuantizeLinear"
-        or cast is None
-        or by_channel is None
-        or by_token is None
-    ):
+    if rounding is None or rounding.op_type != "QuantizeLinear":
         return None
-    transpose = made_by.get(node.input[1])
-    scales = next((name for name in by_channel.input if name != cast.output[0]), "")
-    scale_cast = made_by.get(scales)
+    transpose, scale_cast = made_by.get(node.input[1]), made_by.get(node.input[3])
     return Int8Product(
         tokens=rounding.input[0],
         scale=rounding.input[1],
-        sums=node.output[0],
         weights=transpose.input[0] if transpose is not None else node.input[1],
         rows=transpose is not None,
-        channel_scales=scale_cast.input[0] if scale_cast is not None else scales,
-        result=by_token.output[0],
+        channel_scales=scale_cast.input[0] if scale_cast is not None else node.input[3],
+        result=node.output[0],
     )
 
 
 def exact_products(graph: GraphProto) -> None:
     """Rewrite every product of `graph` into one of float32, in place; the weights stay int8 and are cast as read."""
-    products = {product.sums: product for product in int8_products(graph)}
+    products = {product.result: product for product in int8_products(graph)}
     if not products:
         return
-    scales = {product.scale for product in products.values()}
-    widened = {node.output[0] for node in graph.node if node.op_type == "Unsqueeze" and node.input[0] in scales}
     nodes: list[NodeProto] = []
+    divided: set[str] = set()
     for node in graph.node:
-        for number, name in enumerate(node.input):
-            if name in widened:
-                node.input[number] = ONE
         product = products.get(node.output[0])
-        if product is not None:
-            cast = product.weights + CAST
-            nodes.append(helper.make_node("Cast", [node.input[1]], [cast], to=TensorProto.FLOAT))
-            nodes.append(helper.make_node("MatMul", [product.tokens, cast], [node.output[0]]))
-        else:
+        if product is None:
             nodes.append(node)
-    graph.initializer.append(numpy_helper.from_array(np.array(1, np.float32), ONE))
+            continue
+        quotient, cast, sums = f"{product.tokens}/scaled", product.weights + CAST, f"{product.result}/sums"
+        if quotient not in divided:
+            divided.add(quotient)
+            nodes += _quotient(product, quotient)
+        nodes += [
+            helper.make_node("Cast", [node.input[1]], [cast], to=TensorProto.FLOAT),
+            helper.make_node("MatMul", [quotient, cast], [sums]),
+            helper.make_node("Mul", [sums, node.input[3]], [product.result]),
+        ]
+    read = {name for node in nodes for name in node.input}
+    kept = [node for node in nodes if node.op_type != "QuantizeLinear" or node.output[0] in read]
+    graph.initializer.append(numpy_helper.from_array(np.array(TINY_SCALE, np.float32), TINY))
+    graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), AXIS))
     del graph.node[:]
-    graph.node.extend(nodes)
+    graph.node.extend(kept)
+
+
+def _quotient(product: Int8Product, name: str) -> list[NodeProto]:
+    """Tokens over their scales; a token of zeros, whose scale is 0, gives zeros."""
+    floor, column = f"{name}/floor", f"{name}/column"
+    return [
+        helper.make_node("Max", [product.scale, TINY], [floor]),
+        helper.make_node("Unsqueeze", [floor, AXIS], [column]),
+        helper.make_node("Div", [product.tokens, column], [name]),
+    ]
 
 
 def recorded_names(products: Sequence[Int8Product]) -> tuple[str, ...]:
@@ -134,6 +134,8 @@ def measure_rounding(
 ) -> RoundingMeasure:
     """Each product's result, as recorded in `values`, against numpy's on the same tokens and the file's own weights.
 
+    A token of zeros is left out: it has no scale, and what it gives counts for nothing (the exact copy proves that).
+
     Raises:
         ArtifactError: the file's data cannot be read.
     """
@@ -143,12 +145,13 @@ def measure_rounding(
         x, got = values[product.tokens], values[product.result]
         raw = raw_tensor(tensors[product.weights], folder)
         channel_scales = raw_tensor(tensors[product.channel_scales], folder)
-        scales, codes = rounded_tokens(x)
+        alive = np.abs(x).max(axis=1) * np.float32(1 / 127) > 0
+        x, got = x[alive], got[alive]
+        _, codes = rounded_tokens(x)
         tokens += len(x)
         for start, stop in _ranges(got.shape[1], COLUMNS):
             wanted = codes @ _columns(raw, product.rows, start, stop)
             wanted *= channel_scales.rows(start, stop).astype(np.float64)
-            wanted *= scales[:, None]
             difference = np.abs(wanted - got[:, start:stop])
             share = difference / np.maximum(np.abs(got).max(axis=1, keepdims=True), np.float32(1e-30))
             share = np.nan_to_num(share, nan=np.inf)
@@ -162,7 +165,7 @@ def measure_rounding(
 def rounded_tokens(x: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """x [M, K] -> (scales float32 [M], codes around 0 [M, K]): each token on its own scale, the nearest code, ties to
     the even one."""
-    scales = np.maximum(np.abs(x).max(axis=1) * np.float32(1 / 127), np.float32(1e-30))
+    scales = np.maximum(np.abs(x).max(axis=1) * np.float32(1 / 127), np.float32(TINY_SCALE))
     codes = np.clip(np.rint(x / scales[:, None]), -128, 127)
     return scales, codes.astype(np.float64)
 
@@ -176,17 +179,3 @@ def _columns(raw: Raw, rows: bool, start: int, stop: int) -> NDArray[np.float64]
 def _ranges(count: int, step: int) -> Iterator[tuple[int, int]]:
     for start in range(0, count, step):
         yield start, min(start + step, count)
-
-
-def _readers(graph: GraphProto) -> dict[str, list[NodeProto]]:
-    found: dict[str, list[NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            found.setdefault(name, []).append(node)
-    return found
-
-
-def _reader(readers: Mapping[str, Sequence[NodeProto]], value: str, op_type: str) -> NodeProto | None:
-    """The reader of `value` of that type, if it has just one."""
-    found = [reader for reader in readers.get(value, ()) if reader.op_type == op_type]
-    return found[0] if len(found) == 1 else None

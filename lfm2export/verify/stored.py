@@ -7,7 +7,8 @@ An initializer's name says what it is made of, as this package writes it (`passe
     ...w1.weight+w3.transposed                                  several tensors of one layer, stacked
     ...q_layernorm.weight+k_layernorm.heads                     each once for every head that it is the norm of
     NAME.codes  NAME.scales  NAME.zero_points                   blocks of 4 or 8 bits, perhaps stacked
-    NAME.int8 [in, out]  NAME.int8_rows  NAME.channel_scales    a block of 8 bits for each row, perhaps stacked
+    NAME.int8 [in, out]  NAME.int8_rows  NAME.channel_scales    a block of 8 bits for each row, perhaps stacked; what
+                                                                pads it (`weights.ChannelFormat`) is no row
 
 A file of other names has no such weights, and what depends on them is not measured.
 Letters: N rows (output features), K columns (input features), S block_size, G blocks per row.
@@ -124,6 +125,13 @@ class Stored:
             return (sum(self.rows),)
         return self.values.shape[::-1] if self.kind == "transposed" else self.values.shape
 
+    @property
+    def padding(self) -> int:
+        """Rows of zeros after the stack."""
+        if self.values.dtype != "int8":
+            return 0
+        return self.values.shape[1 if self.reversed else 0] - sum(self.rows)
+
     def first(self, part: str) -> int:
         """The first row of `part` in the stack."""
         return sum(self.rows[: self.parts.index(part)])
@@ -215,8 +223,9 @@ def _stored(
     whole = (sum(rows), *shapes[0][1:])
     if raw.dtype == "int8":
         scales = raws.get(f"{base}.channel_scales")
-        shape = whole[::-1] if suffix == "int8" else whole
-        fits = kind == "blocks" and raw.shape == shape and scales is not None and scales.shape == whole[:1]
+        stacked = raw.shape[::-1] if suffix == "int8" else raw.shape
+        padded = [(count, *whole[1:]) for count in (whole[0], whole[0] + ChannelFormat().padding(whole[0]))]
+        fits = kind == "blocks" and stacked in padded and scales is not None and scales.shape == stacked[:1]
         row = ChannelFormat().block(whole[-1])
         return Stored(name, "blocks", parts, rows, raw, scales, None, row, whole[-1]) if fits else None
     if kind == "blocks":

@@ -4,7 +4,7 @@ Only the graph is copied; a session on it reads the file's own data. What a copy
 
 exact          MatMulNBits at accuracy_level 4 rounds activations to 8 bits: level 0, float32 (where 8 bits are fast as
                twice 4 alone: `verify.nibbles`).
-               MatMulInteger of activations rounded token by token: a float32 product (`verify.int8`).
+               MatMulIntegerToFloat of activations rounded token by token: a float32 product (`verify.int8`).
                float16 inputs, outputs, casts and constants become float32; a float16 weight is cast where it is read.
 all positions  GatherElements(x, Expand(index, [1, 1, width])), the last token of each row, becomes x.
 """
@@ -21,7 +21,7 @@ from lfm2export.artifact import resolve_data
 from lfm2export.errors import ArtifactError
 from lfm2export.untrusted.onnx_file import read_model
 from lfm2export.untrusted.paths import shown
-from lfm2export.verify.int8 import PRODUCT, exact_products
+from lfm2export.verify.int8 import ROUNDED, exact_products
 from lfm2export.verify.stored import CAST
 
 #: Inputs that the operators which are looked into take at least.
@@ -33,7 +33,7 @@ INPUTS = {
     "Expand": 2,
     "Cast": 1,
     "QuantizeLinear": 3,
-    "MatMulInteger": 3,
+    "MatMulIntegerToFloat": 5,
     "Mul": 2,
     "Transpose": 1,
     "Unsqueeze": 2,
@@ -65,7 +65,7 @@ def open_graph(path: Path, folder: Path) -> onnx.ModelProto:
 def is_exact(model: onnx.ModelProto) -> bool:
     """Whether the file computes in float32 throughout, so that it is its own exact copy."""
     held = [value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)]
-    rounded = any(node.op_type in ("MatMulNBits", PRODUCT) for node in model.graph.node)
+    rounded = any(node.op_type in ROUNDED for node in model.graph.node)
     return TensorProto.FLOAT16 not in held and not rounded
 
 

@@ -119,12 +119,12 @@ def array_of(recipe: Recipe, source: Checkpoint) -> Array:
     if recipe.block is not None:
         blocks = quantize(stacked, recipe.block)
         if recipe.dtype == "INT8":
-            codes = signed(blocks.codes)
+            codes = np.pad(signed(blocks.codes), ((0, recipe.padding), (0, 0)))
             return np.ascontiguousarray(codes.T if recipe.transpose else codes)
         found = {"codes": blocks.codes, "scales": blocks.scales, "zero_points": blocks.zero_points}
         stored = found[recipe.component]
         assert stored is not None
-        return stored.reshape(recipe.shape)
+        return np.pad(stored, ((0, recipe.padding), *[(0, 0)] * (stored.ndim - 1))).reshape(recipe.shape)
     if recipe.transpose:
         stacked = stacked.T
     return np.ascontiguousarray(stacked).reshape(recipe.shape).astype(ir.DataType[recipe.dtype].numpy())

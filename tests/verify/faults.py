@@ -315,11 +315,44 @@ def wrong_norm_of_a_head(layer: int, head: int) -> Plant:
 def one_scale_for_all_tokens(p: Patient) -> None:
     """The largest scale of the step, as DynamicQuantizeLinear has it."""
     for rounding in [node for node in p.graph.node if node.op_type == "QuantizeLinear"]:
-        scale = rounding.input[1]
-        largest = p.before(rounding, "ReduceMax", [scale], keepdims=1)
-        shape = p.before(rounding, "Shape", [scale])
-        shared = p.before(rounding, "Expand", [largest, shape])
-        p.swap([node for node in p.readers(scale) if node.op_type in ("QuantizeLinear", "Unsqueeze")], scale, shared)
+        squeeze = p.maker(rounding.input[1])
+        scale = squeeze.input[0]
+        largest = p.before(squeeze, "ReduceMax", [scale], keepdims=1)
+        shape = p.before(squeeze, "Shape", [scale])
+        shared = p.before(squeeze, "Expand", [largest, shape])
+        p.swap([node for node in p.readers(scale) if node.op_type in ("Squeeze", "Mul", "Reshape")], scale, shared)
+
+
+def forgotten_token_scale(part: str) -> Plant:
+    """What reads the product of `part` takes it without the scales of its tokens."""
+
+    def fault(p: Patient) -> None:
+        product = next(node for node in p.graph.node if f"{part}.int8" in node.input)
+        scaling = next(node for node in p.readers(product.output[0]) if node.op_type == "Mul")
+        scale = next(name for name in scaling.input if name != product.output[0])
+        scaling.input[list(scaling.input).index(scale)] = p.constant(np.array(1, np.float32))
+
+    return fault
+
+
+def forgotten_debt(part: str) -> Plant:
+    """The product of `part` reads tokens without their scales, and is not multiplied by those either."""
+
+    def fault(p: Patient) -> None:
+        product = next(node for node in p.graph.node if f"{part}.int8" in node.input)
+        scaling = next(node for node in p.readers(product.output[0]) if node.op_type == "Mul")
+        both = p.maker(next(name for name in scaling.input if name != product.output[0]))
+        own = p.maker(p.maker(product.input[0]).input[1]).input[0]
+        assert both.op_type == "Mul" and own in both.input
+        scaling.input[list(scaling.input).index(both.output[0])] = own
+
+    return fault
+
+
+def scale_taken_once(p: Patient) -> None:
+    """B and x of the first convolution both lack their scale, and their product is multiplied by it once."""
+    square = next(node for node in p.graph.node if node.op_type == "Mul" and node.input[0] == node.input[1])
+    square.input[1] = p.constant(np.array(1, np.float32))
 
 
 def scale_of_the_neighbour(number: int) -> Plant:
@@ -337,8 +370,8 @@ def scale_of_the_neighbour(number: int) -> Plant:
 
 def zero_point_off_by_one(p: Patient) -> None:
     """Of one product: codes lie around 128, and 127 is taken off them."""
-    product = [node for node in p.graph.node if node.op_type == "MatMulInteger"][3]
-    product.input[2] = p.constant(np.array(127, np.uint8))
+    product = [node for node in p.graph.node if node.op_type == "MatMulIntegerToFloat"][3]
+    product.input[4] = p.constant(np.array(127, np.uint8))
 
 
 def exchanged_channel_scales(part: str) -> Plant:

@@ -16,6 +16,7 @@ from lfm2export.verify.results import FileResult
 
 W2 = "model.layers.2.feed_forward.w2.weight"
 OUT_PROJ = "model.layers.1.self_attn.out_proj.weight"
+CONV_OUT = "model.layers.0.conv.out_proj.weight"
 QK_NORM = f"model.layers.1.self_attn.{faults.QK_NORM}.heads"
 
 
@@ -108,6 +109,10 @@ INT8 = {
     "a neighbour's scale": (faults.scale_of_the_neighbour(0), CheckName.ROUNDING, "token"),
     "a neighbour's scale in the head": (faults.scale_of_the_neighbour(-1), CheckName.ROUNDING, "embed_tokens"),
     "zero point off by one": (faults.zero_point_off_by_one, CheckName.ROUNDING, "channel"),
+    "a product without scales": (faults.forgotten_token_scale(OUT_PROJ), CheckName.ARITHMETIC, "present"),
+    "what C owes": (faults.forgotten_debt(CONV_OUT), CheckName.ARITHMETIC, "present"),
+    "what up owes": (faults.forgotten_debt(W2), CheckName.ARITHMETIC, "present"),
+    "one scale of B and x": (faults.scale_taken_once, CheckName.ARITHMETIC, "present_conv.0"),
     "exchanged channel scales": (faults.exchanged_channel_scales(OUT_PROJ), CheckName.WEIGHTS, OUT_PROJ),
     "a code off by two": (faults.code_off_by_two(OUT_PROJ), CheckName.WEIGHTS, f"{OUT_PROJ}"),
 }
