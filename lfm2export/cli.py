@@ -88,6 +88,12 @@ def _end(good: bool) -> None:
 @click.option("--calibration-tokens", type=click.IntRange(min=1024), help="About that many; default 16,384.")
 @click.option("--threads", type=click.IntRange(min=1), help="Default: one a core.")
 @click.option(
+    "--cache/--no-cache",
+    default=True,
+    show_default=True,
+    help="Keep the traced graph for the next build of this shape; the files are the same either way.",
+)
+@click.option(
     "--verify/--no-verify", default=True, show_default=True, help="Quick parity checks before it takes its place."
 )
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")

@@ -37,6 +37,7 @@ def run_build(
     revision: str | None,
     force: bool,
     threads: int | None,
+    cache: bool,
     quiet: bool,
     profile: ProfileName,
     block_size: str | None,
@@ -73,6 +74,7 @@ def run_build(
             out=output,
             force=force,
             threads=threads,
+            cache=cache,
             check=_quick_check(verified, progress) if verify else None,
             progress=progress,
         )

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lfm2export import contract
-from lfm2export.errors import GraphError, Lfm2ExportError
+from lfm2export.errors import Lfm2ExportError
+from lfm2export.graph_contract import check_contract
 from lfm2export.progress import Progress, silent
 from lfm2export.recipes import RECIPES, Calibration, Chosen, Options, formats
 from lfm2export.spec import ModelSpec
@@ -75,6 +76,7 @@ def build(
     out: Path | None = None,
     force: bool = False,
     threads: int | None = None,
+    cache: bool = True,
     check: Check | None = None,
     progress: Progress = silent,
 ) -> BuildReport:
@@ -86,6 +88,7 @@ def build(
         out: the folder to make, by default ./<name of the source>-ONNX. It appears when it is whole, or not at all.
         force: replace an artifact that is already there, if nothing else is in it.
         threads: workers that evaluate and write weights, by default one a core.
+        cache: take the fused graph from the user's cache, and keep it there; the bytes are the same without.
         check: looks at the artifact before it takes its place; one that it refuses is kept as <out>.failed.
 
     Raises:
@@ -124,13 +127,18 @@ def build(
         hashes = background.submit(checkpoint.hash_files)  # reads the files while the graph is traced
         progress("trace", 0, None, "graph")
         from lfm2export.ahead import quantized_ahead
+        from lfm2export.graph_cache import keep_graph, load_graph
         from lfm2export.writer import write_model  # torch takes seconds to import: not before the input is known good
 
         settled = dtypes if read_text is None else [dtype for dtype in dtypes if not _is_mixed(dtype)]
         equal = _equalized(checkpoint, dtypes, threads)
         weights = _weights(equal, dtypes if options.calibration is None else settled, options)
-        with quantized_ahead(weights, spec, settled, options, folder / AHEAD_FOLDER, threads - 1) as ahead:
-            fused = fused_graph(spec, options.logits)
+        kept = load_graph(spec, options.logits) if cache else None
+        idle = threads - 1 if kept is None else 0  # cores that would wait for the trace
+        with quantized_ahead(weights, spec, settled, options, folder / AHEAD_FOLDER, idle) as ahead:
+            fused = kept if kept is not None else fused_graph(spec, options.logits)
+        if cache and kept is None:
+            keep_graph(spec, options.logits, fused)
         if options.target is not None:
             from lfm2export.sensitivity.target import check_target
 
@@ -364,23 +372,3 @@ def dtype_graph(
     passes.run(model, spec, precision_passes(dtype, options, chosen))
     check_contract(model, spec, dtype, options.logits)
     return model
-
-
-def check_contract(model: ir.Model, spec: ModelSpec, dtype: str, logits: contract.LogitsMode) -> None:
-    """Names, order, types and axes of inputs and outputs are the contract's.
-
-    Raises:
-        GraphError: they are not; the message names the first that differs.
-    """
-    wanted = contract.contract(spec, contract.cache_dtype(dtype), logits)
-    for kind, values, tensors in (
-        ("input", model.graph.inputs, wanted.inputs),
-        ("output", model.graph.outputs, wanted.outputs),
-    ):
-        got = [(v.name, v.dtype.name if v.dtype else None, tuple(str(d) for d in v.shape or ())) for v in values]
-        want = [(t.name, contract.ONNX_TYPES[t.dtype], tuple(str(d) for d in t.shape)) for t in tensors]
-        for mine, theirs in zip(got, want, strict=False):
-            if mine != theirs:
-                raise GraphError(f"{dtype}: {kind} is {mine}, the contract says {theirs}")
-        if len(got) != len(want):
-            raise GraphError(f"{dtype}: {len(got)} {kind}s, the contract says {len(want)}")

@@ -1,7 +1,10 @@
-"""What many tests share: artifacts that none may change, built once a session, and one thread."""
+"""What many tests share: artifacts that none may change, built once a session, one thread, and a cache of graphs."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +14,17 @@ import torch
 from lfm2export.contract import LogitsMode
 from lfm2export.pipeline import build
 from lfm2export.recipes import RECIPES, Options
+from lfm2export.user_cache import VARIABLE
 from tiny import write_tiny
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Graphs are kept in a folder of this run, which its workers and processes share, and never in the user's."""
+    if hasattr(config, "workerinput"):
+        return
+    folder = tempfile.mkdtemp(prefix="lfm2export-tests-")
+    os.environ[VARIABLE] = folder
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 @pytest.fixture(scope="module")

@@ -78,7 +78,7 @@ def test_350m_bytes_do_not_depend_on_processes_and_memory_is_bounded(source: Pat
     for threads in ("1", "2"):
         out = tmp_path / threads
         command = [sys.executable, "-P", "-m", "lfm2export", "build", str(source), "-o", str(out), "--threads", threads]
-        used = measure([*command, "--quiet", "--no-verify"])
+        used = measure([*command, "--quiet", "--no-verify", "--no-cache"])
         assert used.exit_code == 0, used.output
         files.append({path.name: path.read_bytes() for path in (out / "onnx").iterdir()})
         memory.append(used.peak_anonymous_bytes)

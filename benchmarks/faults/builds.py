@@ -60,7 +60,7 @@ def _build(
     before = listing(world)
     out = world / "outputs" / "out"
     options = [] if number % VERIFIED_EVERY == 0 else ["--no-verify"]
-    words = ["build", str(world / "model"), "-o", str(out), "--quiet", "--threads", "1", *options]
+    words = ["build", str(world / "model"), "-o", str(out), "--quiet", "--threads", "1", "--no-cache", *options]
     running = launch.start(words, scratch / "said")
     ended = running.wait(SECONDS)
     after = {name: entry for name, entry in listing(world).items() if not Path(name).is_relative_to("outputs/out")}

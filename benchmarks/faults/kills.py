@@ -127,7 +127,7 @@ def _build_undisturbed(
 
 
 def arguments(source: Path, out: Path, calibrated: bool, *, verify: bool = True) -> list[str]:
-    found = ["build", str(source), "-o", str(out), "--force", "--threads", "2", "--quiet"]
+    found = ["build", str(source), "-o", str(out), "--force", "--threads", "2", "--quiet", "--no-cache"]
     return found + ["--calibrate", "--calibration-tokens", "1024"] * calibrated + ["--no-verify"] * (not verify)
 
 

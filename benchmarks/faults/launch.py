@@ -137,7 +137,9 @@ def warm(checkpoint: Path, *, calibrated: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="faults-warm-") as folder:
         out = Path(folder) / "out"
         for options in ([], ["--force", "--calibrate", "--calibration-tokens", "1024"])[: 1 + calibrated]:
-            code = _call(["build", str(checkpoint), "-o", str(out), "--threads", "1", "--quiet", *options])
+            code = _call(
+                ["build", str(checkpoint), "-o", str(out), "--threads", "1", "--quiet", "--no-cache", *options]
+            )
             if code != 0:
                 raise RuntimeError(f"the sound checkpoint does not build: exit code {code}")
 
