@@ -16,7 +16,7 @@ demo: setup
 test: setup-dev consumers
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# Node's packages, a Chromium, onnxruntime-genai: what the consumer tests run. What is there already stays.
+# Node's packages, a Chromium, onnxruntime-genai, OpenVINO: what the consumer tests run. What is there already stays.
 consumers:
 	PYTHON="$(CURDIR)/$(BIN)/python" bash lfm2export/consumers/setup.sh
 

@@ -164,7 +164,8 @@ def report(folder: Path, junit: Path | None) -> None:
 @click.option("--consumer", "consumers", multiple=True, help="Repeatable; default all that are installed.")
 @click.option("--json", "as_json", is_flag=True, help="The same for machines.")
 def check_consumers(folder: Path, dtypes: tuple[str, ...], consumers: tuple[str, ...], as_json: bool) -> None:
-    """Run an artifact in the runtimes that are installed: ONNX Runtime, Transformers.js, browsers, onnxruntime-genai.
+    """Run an artifact in the runtimes that are installed: ONNX Runtime, Transformers.js, browsers,
+    onnxruntime-genai, OpenVINO.
 
     \b
     Example:

@@ -1,5 +1,5 @@
 """The runtimes that an artifact is made for, run on it: the model card's onnxruntime loop, Transformers.js in Node and
-in a browser, onnxruntime-genai.
+in a browser, onnxruntime-genai, OpenVINO.
 
 Each is compared with the Python loop on the same file (`reference.py` says what equal means). A consumer that is not
 installed is reported as not run, with what to do; `setup.sh` beside this file installs all of them.
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 #: The names that the command line knows.
-CONSUMERS = ("onnxruntime", "node", "browser", "node-webgpu", "genai")
+CONSUMERS = ("onnxruntime", "node", "browser", "node-webgpu", "genai", "openvino")
 
 #: What `run_check_consumers` writes into the folder.
 FILE = "consumers.json"
@@ -124,10 +124,17 @@ def _genai(folder: Path, asked: Mapping[str, Asked]) -> list[ConsumerResult]:
     return check_genai(folder, asked)
 
 
+def _openvino(folder: Path, asked: Mapping[str, Asked]) -> list[ConsumerResult]:
+    from lfm2export.consumers.openvino import check_openvino
+
+    return check_openvino(folder, asked)
+
+
 _RUNNERS: dict[str, Callable[[Path, Mapping[str, Asked]], list[ConsumerResult]]] = {
     "onnxruntime": _onnxruntime,
     "node": _node,
     "browser": _browser,
     "node-webgpu": _node_webgpu,
     "genai": _genai,
+    "openvino": _openvino,
 }

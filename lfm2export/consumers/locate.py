@@ -66,6 +66,12 @@ def genai() -> Path | Missing:
     return python if python.exists() else Missing(f"onnxruntime-genai is not installed; {SETUP}")
 
 
+def openvino() -> Path | Missing:
+    """Python of the environment that has OpenVINO, one of its own likewise."""
+    python = TOOLS / "openvino" / "bin" / "python"
+    return python if python.exists() else Missing(f"OpenVINO is not installed; {SETUP}")
+
+
 def oldest_onnxruntime() -> Path | Missing:
     """Python of an environment with the oldest onnxruntime that runs every file; all else in it is this one's."""
     python = TOOLS / "onnxruntime-oldest" / "bin" / "python"

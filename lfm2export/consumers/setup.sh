@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install everything that check-consumers runs: npm's packages, a Chromium, onnxruntime-genai, a software Vulkan.
+# Install everything that check-consumers runs: npm's packages, a Chromium, onnxruntime-genai, OpenVINO, a software Vulkan.
 # Runs again at no cost: what is there already stays. Fails with the line that installs what it may not install itself.
 #
 #   PYTHON=.venv/bin/python setup.sh [--without-lavapipe]
@@ -44,6 +44,16 @@ genai() {
         "$python" -m venv "$tools/genai"
         "$tools/genai/bin/python" -m pip install --quiet -r requirements-genai.txt
         cp requirements-genai.txt "$tools/genai/requirements.txt"
+    fi
+}
+
+openvino() {
+    if ! cmp -s requirements-openvino.txt "$tools/openvino/requirements.txt"; then
+        say "OpenVINO in .tools/openvino"
+        rm -rf "$tools/openvino"
+        "$python" -m venv "$tools/openvino"
+        "$tools/openvino/bin/python" -m pip install --quiet --no-deps -r requirements-openvino.txt
+        cp requirements-openvino.txt "$tools/openvino/requirements.txt"
     fi
 }
 
@@ -105,6 +115,7 @@ lavapipe() {
 node_packages
 browser
 genai
+openvino
 oldest_onnxruntime
 [ "${1:-}" = --without-lavapipe ] || lavapipe
 say "ready"

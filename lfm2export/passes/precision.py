@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lfm2export.passes import Pass, block_quantize, half, int8_matmul, naming
+from lfm2export.passes import Pass, block_quantize, half, int8_matmul, naming, silu
 from lfm2export.recipes import RECIPES, Chosen, Options, formats
 from lfm2export.spec import ModelSpec
 
@@ -14,6 +14,7 @@ def precision_passes(dtype: str, options: Options, chosen: Chosen | None = None)
     steps: list[Pass] = []
     if recipe.half:
         steps.append(Pass("half", half.fuse, half.expected))
+        steps.append(Pass("silu", silu.fuse, silu.expected))
     if blocks.channels is not None:
         fuse = int8_matmul.projections_pass(blocks.channels, options.logits)
         steps.append(Pass("int8_matmul", fuse, _packed_projections))
