@@ -243,18 +243,27 @@ def inspect(folder: Path, as_json: bool) -> None:
     multiple=True,
     help="Tokens of the prompt. Repeatable; default 128, 512 and 4096.",
 )
+@click.option(
+    "--runtime",
+    type=click.Choice(["python", "node", "browser"]),
+    default="python",
+    show_default=True,
+    help="node, browser: Transformers.js, as a visitor of a page runs it; needs what `make consumers` installs.",
+)
+@click.option("--device", type=click.Choice(["cpu", "wasm", "webgpu"]), help="Default: cpu in Node, wasm in a browser.")
 @click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Runs of every figure.")
 @click.option("--threads", type=click.IntRange(min=1), help="Default: one for each core.")
 @click.option("--json", "as_json", is_flag=True, help="The same for machines.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def bench(folder: Path, dtypes: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> None:
-    """Measure an artifact on this CPU: load, time to first token, prefill, decode, memory, share of the bandwidth.
+    """Measure an artifact on this machine: load, time to first token, prefill, decode, memory, share of the bandwidth.
 
     Runs on any LFM2 ONNX folder of this layout, whoever made it. Nothing else should run meanwhile.
 
     \b
     Example:
       lfm2-export bench ./my-lfm2-ONNX --context 128 --context 512
+      lfm2-export bench ./my-lfm2-ONNX --runtime browser --dtype q8 --context 128
     """
     from lfm2export.commands import run_bench
 

@@ -40,6 +40,8 @@ MOST_NODES = 360
 #: A rounding takes six nodes, a product three or four.
 MOST_INT8_NODES = 920
 BIASES = {"last": 0, "all": 2 * KINDS_350M.count(CONV)}
+#: float16 files have the gate's SiLU in two operators, which are one once loaded.
+SILU = {False: 0, True: len(KINDS_350M)}
 #: Float files know no blocks, and the 8-bit file has an 8-bit table.
 COMBINATIONS = [
     *product(("fp32", "fp16"), GRAPHS, (32,), (False,), (8,)),
@@ -70,7 +72,7 @@ def test_every_combination_keeps_contract_and_size(
     options = chosen(logits, block_size, symmetric, table_bits)
     spec = GRAPHS[logits] if block_size == 32 else replace(GRAPHS[logits], layer_types=KINDS_350M[:4])
     model = dtype_graph(shared_fused(spec, logits), spec, dtype, options)  # checks the contract
-    assert size(model) <= MOST_NODES + BIASES[logits]
+    assert size(model) <= MOST_NODES + BIASES[logits] + SILU[RECIPES[dtype].half]
     assert model.ir_version == 10 and dict(model.opset_imports) == {"": 21, "com.microsoft": 1}
     names = [node.name for node in model.graph]
     assert len(set(names)) == len(names)

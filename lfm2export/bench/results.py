@@ -70,8 +70,9 @@ class FileResult:
     """One model file.
 
     bytes: graph and data. load_seconds: opening a session on files that the system holds in memory, each time in a new
-    process. base_resident, loaded_resident, loaded_anonymous: of the process before and after. resident_ratio:
-    loaded_resident over bytes. loop: "buffered" where one buffer serves as past and present, else "copied".
+    process; by Transformers.js once, with reading the files. base_resident, loaded_resident, loaded_anonymous: of
+    the process before and after. resident_ratio: loaded_resident over bytes. loop: "buffered" where one buffer serves
+    as past and present, "copied", or "Transformers.js".
     """
 
     dtype: str
@@ -88,12 +89,18 @@ class FileResult:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """A folder's files on one machine. read_bandwidth: bytes a second, the best of the read test in the same run."""
+    """A folder's files on one machine.
+
+    runtime: python, node or browser; device: cpu, wasm or webgpu. read_bandwidth: bytes a second, the best of the read
+    test in the same run; None where there was none.
+    """
 
     folder: str
+    runtime: str
+    device: str
     threads: int
     repeats: int
-    read_bandwidth: float
+    read_bandwidth: float | None
     machine: str
     versions: dict[str, str]
     files: tuple[FileResult, ...]

@@ -1,4 +1,7 @@
-"""Benchmark a folder: every file in a process of its own, the bandwidth of memory before and after."""
+"""Benchmark a folder: every file in a process of its own, the bandwidth of memory before and after.
+
+In Node and in a browser Transformers.js runs the files (`bench.javascript`), and no bandwidth is read.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,24 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lfm2export
 from lfm2export import __version__
-from lfm2export.artifact import find_model
+from lfm2export.artifact import available_models, find_model
+from lfm2export.bench import javascript
 from lfm2export.bench.bandwidth import read_bandwidth, usable_cores
 from lfm2export.bench.machine import machine
 from lfm2export.bench.results import BenchResult, ContextResult, FileResult, spread
 from lfm2export.bench.traffic import cache_bytes, weight_bytes
+from lfm2export.consumers.transformers_js import DEFAULT_DTYPES
 from lfm2export.contract import MODEL_FILES, cache_dtype
-from lfm2export.errors import ArtifactError, FaultError, StepError
+from lfm2export.errors import ArtifactError, FaultError, Lfm2ExportError, StepError
 from lfm2export.package.graph import read_graph
 from lfm2export.progress import Progress, silent
 from lfm2export.spec import ModelSpec, parse_spec, read_config
+
+Runtime = Literal["python", "node", "browser"]
 
 CONTEXTS = (128, 512, 4096)
 DECODED = 32
@@ -50,6 +57,8 @@ def bench_artifact(
     folder: Path,
     dtypes: Sequence[str] = (),
     *,
+    runtime: Runtime = "python",
+    device: str | None = None,
     contexts: Sequence[int] = (),
     threads: int | None = None,
     repeats: int = REPEATS,
@@ -59,18 +68,28 @@ def bench_artifact(
     """Measure the files of `folder`, of any LFM2 ONNX folder of this layout.
 
     Args:
-        dtypes: default the first that is there of `artifact.PREFERENCE`.
+        dtypes: default the first that is there of `artifact.PREFERENCE`, on wasm what Transformers.js takes there.
+        runtime: this package's loop, or Transformers.js in Node or in a browser.
+        device: cpu, wasm or webgpu; default what the runtime takes by itself.
         contexts: prompt lengths in tokens; default :data:`CONTEXTS`, of which those are skipped that the model has no
             room for.
         threads: intra-op threads, and threads of the read test; default one for each core that may be used.
-        repeats: of every prompt and of the load.
+        repeats: of every prompt, and of the load in Python.
         decoded: tokens decoded after each prompt.
 
     Raises:
         ArtifactError, SourceError, ConfigError: there is no such file, or it does not load or run.
         StepError: a context that was asked for is beyond the model's.
+        Lfm2ExportError: a device that the runtime has not, or a runtime that is not installed.
     """
-    paths = {dtype: find_model(folder, dtype) for dtype in dtypes or (_preferred(folder),)}
+    if runtime == "python" and device not in (None, "cpu"):
+        raise Lfm2ExportError(
+            f"--device is {device}, expected cpu with --runtime python; add --runtime node or browser"
+        )
+    find_model(folder, dtypes[0] if dtypes else None)
+    place = javascript.find_runtime(runtime, device, folder) if runtime != "python" else None
+    device = place.device if place is not None else "cpu"
+    paths = {dtype: find_model(folder, dtype) for dtype in dtypes or (_preferred(folder, device),)}
     spec = parse_spec(read_config(folder))
     limit = spec.max_position_embeddings
     for context in contexts:
@@ -87,16 +106,29 @@ def bench_artifact(
         "repeats": repeats,
         "decoded": decoded,
     }
-    bandwidth = read_bandwidth(threads)
-    answers = {dtype: _measure(path, {**request, "dtype": dtype}, progress) for dtype, path in paths.items()}
-    bandwidth = max(bandwidth, read_bandwidth(threads))
+    bandwidth = read_bandwidth(threads) if place is None else None
+    answers = {}
+    for dtype, path in paths.items():
+        asked = {**request, "dtype": dtype}
+        answers[dtype] = (
+            _measure(path, asked, progress)
+            if place is None
+            else _measure_javascript(path, folder, place, {**asked, "vocabulary": spec.vocab_size}, progress)
+        )
+    if bandwidth is not None:
+        bandwidth = max(bandwidth, read_bandwidth(threads))
     return BenchResult(
         folder=folder.resolve().name,
+        runtime=runtime,
+        device=device,
         threads=threads,
         repeats=repeats,
         read_bandwidth=bandwidth,
         machine=machine(),
-        versions={"lfm2export": __version__, "onnxruntime": metadata.version("onnxruntime")},
+        versions={
+            "lfm2export": __version__,
+            **({"onnxruntime": metadata.version("onnxruntime")} if place is None else place.versions),
+        },
         files=tuple(_file(dtype, paths[dtype], spec, found, wanted, bandwidth) for dtype, found in answers.items()),
     )
 
@@ -109,7 +141,9 @@ def warm(files: Iterable[Path]) -> None:
                 pass
 
 
-def _preferred(folder: Path) -> str:
+def _preferred(folder: Path, device: str) -> str:
+    if DEFAULT_DTYPES.get(device) in available_models(folder):
+        return DEFAULT_DTYPES[device]
     path = find_model(folder)
     return next(dtype for dtype, name in MODEL_FILES.items() if name == path.name)
 
@@ -123,6 +157,14 @@ def _measure(path: Path, request: dict[str, Any], progress: Progress) -> _Answer
     again = [_worker(path, {**request, "contexts": []}, lambda done: None) for _ in range(request["repeats"] - 1)]
     loads = tuple(answer["loaded"] for answer in (whole, *again))
     return _Answers(whole["loop"], loads, tuple(whole["runs"]))
+
+
+def _measure_javascript(
+    path: Path, folder: Path, place: javascript.JavaScriptRuntime, request: dict[str, Any], progress: Progress
+) -> _Answers:
+    warm(_files(path))
+    answer = javascript.measure_file(place, folder, request, progress)
+    return _Answers("Transformers.js", (answer["loaded"],), tuple(answer["runs"]))
 
 
 def _worker(path: Path, request: dict[str, Any], on_run: Callable[[int], None]) -> dict[str, Any]:
@@ -166,7 +208,7 @@ def _worker(path: Path, request: dict[str, Any], on_run: Callable[[int], None]) 
 
 
 def _file(
-    dtype: str, path: Path, spec: ModelSpec, answers: _Answers, contexts: Sequence[int], bandwidth: float
+    dtype: str, path: Path, spec: ModelSpec, answers: _Answers, contexts: Sequence[int], bandwidth: float | None
 ) -> FileResult:
     weights = weight_bytes(path)
     size = sum(file.stat().st_size for file in _files(path))
@@ -191,7 +233,7 @@ def _file(
 
 
 def _context(
-    context: int, runs: Sequence[dict[str, Any]], reads: int, bandwidth: float, spec: ModelSpec
+    context: int, runs: Sequence[dict[str, Any]], reads: int, bandwidth: float | None, spec: ModelSpec
 ) -> ContextResult:
     if not runs:
         return ContextResult(context, skipped=f"the model has room for {spec.max_position_embeddings} tokens")
@@ -205,7 +247,7 @@ def _context(
         peak_resident=runs[-1]["peak_resident"],
         peak_anonymous=runs[-1]["peak_anonymous"],
         bytes_per_token=reads,
-        bandwidth_share=reads * decode.median / bandwidth,
+        bandwidth_share=reads * decode.median / bandwidth if bandwidth is not None else None,
     )
 
 

@@ -19,8 +19,7 @@ def _table(result: BenchResult, file: FileResult) -> Table:
     ratio = f", {file.resident_ratio:.2f} times the file" if file.resident_ratio is not None else ""
     table = Table(
         title=f"{file.file}  ({file.bytes / 1e6:.1f} MB; {load}{ratio}; {file.loop} loop)",
-        caption=f"{result.machine}; {result.threads} threads; memory reads {result.read_bandwidth / 1e9:.1f} GB/s; "
-        f"median (lowest to highest) of {result.repeats}",
+        caption=_caption(result),
         title_justify="left",
         caption_justify="left",
     )
@@ -31,6 +30,14 @@ def _table(result: BenchResult, file: FileResult) -> Table:
     for context in file.contexts:
         table.add_row(*_row(context))
     return table
+
+
+def _caption(result: BenchResult) -> str:
+    place = "" if result.runtime == "python" else f"{result.runtime}, {result.device}; "
+    versions = "" if not place else "; " + ", ".join(f"{name} {version}" for name, version in result.versions.items())
+    reads = "" if result.read_bandwidth is None else f"memory reads {result.read_bandwidth / 1e9:.1f} GB/s; "
+    spread = f"median (lowest to highest) of {result.repeats}"
+    return f"{place}{result.machine}; {result.threads} threads; {reads}{spread}{versions}"
 
 
 def _row(context: ContextResult) -> tuple[str, ...]:

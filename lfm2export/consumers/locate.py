@@ -41,7 +41,7 @@ def node() -> Path | Missing:
     """Node with the packages of js/package.json."""
     found = shutil.which("node")
     if found is None:
-        return Missing("Node 20 or newer is not installed")
+        return Missing(f"Node 20 or newer is not installed; install nodejs and npm, then {SETUP}")
     if not (JS / "node_modules" / "@huggingface" / "transformers").is_dir():
         return Missing(f"@huggingface/transformers is not installed; {SETUP}")
     return Path(found)

@@ -179,7 +179,7 @@ def check_browser(
         reason = f"the browser did not start: {last_words(said)}"
         return [ConsumerResult(BROWSER, dtype, device, Verdict.FAILED, library, reason) for dtype, device in pairs]
     version = f"{library}, Chromium {facts[0]['browser']}"
-    reasons = {pair: _refusal(*pair, facts[0]["adapter"]) for pair in pairs}
+    reasons = {pair: refusal(*pair, facts[0]["adapter"]) for pair in pairs}
     refused = {pair: reason for pair, reason in reasons.items() if reason is not None}
     requests = [_browser_request(*pair) for pair in pairs if pair not in refused]
     tasks = [request.tasks() for request in requests]
@@ -266,7 +266,7 @@ def _browser_request(dtype: str, device: str) -> Request:
     return Request(dtype, device, asked_dtype, (BASIC_EXAMPLE, TOOLS_EXAMPLE) if device == "wasm" else ())
 
 
-def _refusal(dtype: str, device: str, adapter: Mapping[str, Any] | None) -> str | None:
+def refusal(dtype: str, device: str, adapter: Mapping[str, Any] | None) -> str | None:
     """Why `dtype` is not run on `device` of this browser; None: it is."""
     if device == "webgpu" and adapter is None:
         return "the browser has no WebGPU adapter"

@@ -43,7 +43,7 @@ def test_figures_hang_together(result: BenchResult) -> None:
             assert context.first_token_seconds.count == 2 and context.decoded == 4
             assert context.prefill_rate.high == pytest.approx(context.context / context.first_token_seconds.low)
             assert context.bytes_per_token and context.bandwidth_share == pytest.approx(
-                context.bytes_per_token * context.decode_rate.median / result.read_bandwidth
+                context.bytes_per_token * context.decode_rate.median / (result.read_bandwidth or 0)
             )
             assert context.peak_resident is not None and context.peak_resident >= previous
             assert context.peak_anonymous is not None and 0 < context.peak_anonymous <= context.peak_resident

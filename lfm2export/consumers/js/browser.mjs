@@ -4,6 +4,7 @@
  * - each task starts with a fresh page; `missing` lists files of the artifact that the server then does not have;
  * - the first answer is {browser, adapter, isolated}; adapter is null without WebGPU;
  * - each answer has `foreign`, the addresses that the page asked another host for, and `files`, what it got of the artifact;
+ * - a "bench" is told the memory of the page's process (on Linux);
  * - where the adapter computes on the CPU, a job on webgpu takes `software_*` in place of its own numbers of tokens.
  */
 
@@ -11,7 +12,7 @@ import { appendFileSync, readFileSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 
-import { findBrowser, launch } from "./chromium.mjs";
+import { findBrowser, launch, pageMemory } from "./chromium.mjs";
 import { serve } from "./server.mjs";
 import { withModel } from "./tasks.mjs";
 
@@ -40,7 +41,17 @@ browser.context.on("request", (request) => {
   if (origin !== server.origin && protocol !== "data:" && protocol !== "blob:") foreign.push(request.url());
 });
 
+await browser.context.exposeFunction("memory", pageMemory);
+
 const tell = (answer) => appendFileSync(answersFile, `${JSON.stringify(answer)}\n`);
+
+/** What the page does for each kind of task. */
+const KINDS = {
+  job: (page, rest) => page.evaluate((job) => globalThis.consumer.run(job), { ...rest, model: MODEL }),
+  bench: (page, rest) => page.evaluate((job) => globalThis.consumer.bench(job), { ...rest, model: MODEL }),
+  example: (page, rest) =>
+    page.evaluate((example) => globalThis.consumer.example(example), { ...rest, source: withModel(rest, MODEL) }),
+};
 
 async function freshPage() {
   for (const page of browser.context.pages()) await page.goto("about:blank");
@@ -69,14 +80,7 @@ try {
     let answer;
     try {
       const page = await freshPage();
-      const value =
-        kind === "job"
-          ? await page.evaluate((job) => globalThis.consumer.run(job), { ...rest, model: MODEL })
-          : await page.evaluate((example) => globalThis.consumer.example(example), {
-              ...rest,
-              source: withModel(rest, MODEL),
-            });
-      answer = { task, value };
+      answer = { task, value: await KINDS[kind](page, rest) };
     } catch (error) {
       answer = { task, error: error.message.replace(/^page\.evaluate: (Error: )?/, "").split("\n    at ")[0] };
     }

@@ -1,6 +1,6 @@
 /** Debian's Chromium, or Google's Chrome, started with nothing but what a page needs. */
 
-import { access, mkdtemp, rm } from "node:fs/promises";
+import { access, mkdtemp, readdir, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { delimiter, join } from "node:path";
 import { chromium } from "playwright-core";
@@ -27,6 +27,26 @@ export async function findBrowser() {
     if (found) return candidate;
   }
   return null;
+}
+
+/**
+ * Memory in bytes of the largest process that computes a page of this process's browser, {resident, peak}; null each where
+ * the system does not tell (Linux does).
+ */
+export async function pageMemory() {
+  const parents = new Map();
+  const pages = [];
+  for (const pid of await readdir("/proc").catch(() => [])) {
+    if (!/^\d+$/.test(pid)) continue;
+    const text = await readFile(`/proc/${pid}/status`, "utf8").catch(() => "");
+    const field = (name) => Number(text.match(new RegExp(`^${name}:\\s+(\\d+)`, "m"))?.[1] ?? NaN);
+    parents.set(Number(pid), field("PPid"));
+    const command = await readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => "");
+    if (command.includes("--type=renderer")) pages.push([Number(pid), field("VmRSS") * 1024, field("VmHWM") * 1024]);
+  }
+  const ours = (pid) => pid === process.pid || (pid > 1 && ours(parents.get(pid) ?? 0));
+  const [, resident, peak] = pages.filter(([pid]) => ours(pid)).sort((a, b) => b[1] - a[1])[0] ?? [];
+  return { resident: resident || null, peak: peak || null };
 }
 
 /**

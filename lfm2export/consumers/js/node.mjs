@@ -1,7 +1,7 @@
 /**
  * Run tasks in Node: `node node.mjs REQUEST ANSWERS`.
  *
- * REQUEST is JSON: {folder, tasks: [{kind: "job" | "example", ...}]}. ANSWERS gets one line of JSON for each task as it
+ * REQUEST is JSON: {folder, tasks: [{kind: "job" | "example" | "bench", ...}]}. ANSWERS gets one line of JSON for each task as it
  * ends, {task, value} or {task, error}, so that what was done is known even when a later task kills the process.
  */
 
@@ -10,7 +10,7 @@ import { dirname, join, resolve, sep } from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";
 
 import * as transformers from "@huggingface/transformers";
-import { runExample, runJob, withModel } from "./tasks.mjs";
+import { runBench, runExample, runJob, withModel } from "./tasks.mjs";
 
 const [requestFile, answersFile] = process.argv.slice(2);
 const { folder, tasks } = JSON.parse(readFileSync(requestFile, "utf8"));
@@ -42,14 +42,21 @@ function orLostError(promise) {
   return Promise.race([promise, lost]);
 }
 
+/** Of this process, in bytes. */
+function memory() {
+  return { resident: process.memoryUsage().rss, peak: process.resourceUsage().maxRSS * 1024 };
+}
+
+const KINDS = {
+  job: (rest) => orLostError(runJob(transformers, { ...rest, model: MODEL })),
+  bench: (rest) => orLostError(runBench(transformers, { ...rest, model: MODEL }, memory)),
+  example: (rest) => runExample({ ...rest, source: withModel(rest, MODEL) }, load),
+};
+
 for (const [task, { kind, ...rest }] of tasks.entries()) {
   let answer;
   try {
-    const value =
-      kind === "job"
-        ? await orLostError(runJob(transformers, { ...rest, model: MODEL }))
-        : await runExample({ ...rest, source: withModel(rest, MODEL) }, load);
-    answer = { task, value };
+    answer = { task, value: await KINDS[kind](rest) };
   } catch (error) {
     answer = { task, error: String(error?.message ?? error) };
   }

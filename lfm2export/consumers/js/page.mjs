@@ -1,7 +1,7 @@
 /** The page's side of `browser.mjs`: Transformers.js pointed at this server, and the entry points that are called. */
 
 import * as transformers from "@huggingface/transformers";
-import { adapterFacts, runExample, runJob } from "./tasks.mjs";
+import { adapterFacts, runBench, runExample, runJob } from "./tasks.mjs";
 
 const { env } = transformers;
 env.allowRemoteModels = false;
@@ -29,6 +29,10 @@ globalThis.consumer = {
   adapter: () => adapterFacts(navigator.gpu),
   isolated: () => globalThis.crossOriginIsolated,
   run: (job) => orLostError(runJob(transformers, job)),
+  bench: (job) => {
+    env.backends.onnx.wasm.numThreads = job.threads;
+    return orLostError(runBench(transformers, job, globalThis.memory));
+  },
   example: (example) =>
     runExample(example, (source) =>
       import(URL.createObjectURL(new Blob([source], { type: "text/javascript" }))),

@@ -145,6 +145,82 @@ export async function runJob(transformers, job) {
   return result;
 }
 
+/** `count` tokens below `vocabulary`, the same ones for the same `count`: the time of a step does not depend on which. */
+function someTokens(transformers, count, vocabulary) {
+  let state = count;
+  const ids = new BigInt64Array(count);
+  for (let place = 0; place < count; place += 1) {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    ids[place] = BigInt(state % vocabulary);
+  }
+  const tensor = (data) => new transformers.Tensor("int64", data, [1, count]);
+  return { input_ids: tensor(ids), attention_mask: tensor(new BigInt64Array(count).fill(1n)) };
+}
+
+/** Seconds to the first token after a prompt of `context` tokens, and of the `decoded` tokens after that one. */
+async function timedRun(transformers, model, { context, decoded, vocabulary }) {
+  const times = [];
+  class Clock extends transformers.LogitsProcessor {
+    _call(_tokens, logits) {
+      times.push(performance.now());
+      return logits;
+    }
+  }
+  const processors = new transformers.LogitsProcessorList();
+  processors.push(new Clock());
+  const inputs = someTokens(transformers, context, vocabulary);
+  const count = decoded + 1;
+  const started = performance.now();
+  await model.generate({
+    ...inputs,
+    min_new_tokens: count, // random tokens may lead to the end of the text
+    max_new_tokens: count,
+    do_sample: false,
+    repetition_penalty: 1.0,
+    logits_processor: processors,
+  });
+  if (times.length !== count) throw new Error(`${times.length} tokens were made, expected ${count}`);
+  return {
+    context,
+    decoded,
+    first_token_seconds: (times[0] - started) / 1000,
+    decode_seconds: (times.at(-1) - times[0]) / 1000,
+  };
+}
+
+/**
+ * Measure one model file: load it, then prompt and decode at each context, `repeats` times.
+ *
+ * @param job {model, dtype, device, threads, contexts, repeats, decoded, vocabulary}
+ * @param memory tells {resident, peak} of the process in bytes, null for what it does not know
+ */
+export async function runBench(transformers, job, memory) {
+  const before = await memory();
+  const started = performance.now();
+  const model = await transformers.AutoModelForCausalLM.from_pretrained(job.model, {
+    dtype: job.dtype,
+    device: job.device,
+    session_options: { intraOpNumThreads: job.threads }, // of Node; a page sets them for all of wasm
+  });
+  const seconds = (performance.now() - started) / 1000;
+  const after = await memory();
+  const runs = [];
+  try {
+    // Pages compile their kernels at the first steps.
+    await timedRun(transformers, model, { ...job, context: Math.min(8, job.contexts[0] ?? 8), decoded: 2 });
+    for (const context of job.contexts) {
+      for (let repeat = 0; repeat < job.repeats; repeat += 1) {
+        const run = await timedRun(transformers, model, { ...job, context });
+        runs.push({ ...run, peak_resident: (await memory()).peak, peak_anonymous: null });
+      }
+    }
+  } finally {
+    await model.dispose();
+  }
+  const loaded = { seconds, base_resident: before.resident, loaded_resident: after.resident, loaded_anonymous: null };
+  return { loaded, runs };
+}
+
 /** The source of an example with the name of the model in it, as a literal, in place of the card's. */
 export function withModel({ source, place }, model) {
   return source.replaceAll(JSON.stringify(place), () => JSON.stringify(model));
