@@ -1,8 +1,9 @@
 """`python -m benchmarks.speed 350M|1.2B`, in the root of the repository.
 
 Makes what is missing in --work (a random checkpoint of the shape, our artifacts, the peers'), measures, stores every
-round in results/speed-SIZE.json, and writes results/speed.md from all that is stored. Contexts may be measured in runs
-of their own: a run replaces the stored runs that share a context with it.
+round in results/speed-SIZE.json, and writes results/speed.md from all that is stored. Contexts and contenders may be
+measured in runs of their own: a run replaces the stored runs of the same machine that share a context with it and have
+no contender that it lacks.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from benchmarks.speed.rounds import Record, measure_rounds
 from lfm2export.bench.bandwidth import read_bandwidth
 from lfm2export.bench.machine import machine
 from lfm2export.bench.run import CONTEXTS
+from lfm2export.consumers import locate
 from lfm2export.errors import Lfm2ExportError
 from lfm2export.synth import write_synth
 
@@ -64,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
 def make(contender: Contender, work: Path, size: str) -> Path:
     """The contender's artifact of the random checkpoint of `size`, made if it is not there."""
     checkpoint = work / size / "checkpoint"
-    path = work / size / contender.name
+    path = work / size / contender.place
     if not path.exists():
         if not checkpoint.exists():
             write_synth(size, checkpoint)
@@ -83,6 +85,10 @@ def write_table() -> None:
 def versions() -> dict[str, str]:
     """Of what is compared; the peers' as their environments pin them."""
     found = {name: metadata.version(name) for name in ("lfm2export", "onnxruntime")}
+    for package in ("@huggingface/transformers", "onnxruntime-node", "onnxruntime-web"):
+        version = locate.package_version(package)
+        if version is not None:
+            found[package] = version
     for peer, packages in (("genai", ("onnxruntime-genai", "onnxruntime")), ("llama", ("llama_cpp_python",))):
         for line in (ROOT / "benchmarks" / "peers" / f"requirements-{peer}.txt").read_text().splitlines():
             name, _, version = line.partition("==")

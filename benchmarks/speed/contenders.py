@@ -14,24 +14,34 @@ from benchmarks.peers.locate import python_of
 from lfm2export.pipeline import build
 from lfm2export.recipes import Options
 
-Kind = Literal["ours", "genai", "llama"]
+Kind = Literal["ours", "genai", "llama", "node", "wasm"]
+
+#: Kinds that run files of ours in Transformers.js -> runtime and device of `lfm2-export bench`.
+JAVASCRIPT: Mapping[Kind, tuple[str, str]] = {"node": ("node", "cpu"), "wasm": ("browser", "wasm")}
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One artifact of the checkpoint: `name` is also that of its file or folder; `label` is for tables.
+    """One artifact of the checkpoint in one runtime; `label` is for tables.
 
-    make: writes it from the checkpoint.
+    make: writes it from the checkpoint. artifact: name of its file or folder, which contenders may share; default
+    `name`. dtype: of ours, the file that is measured.
     """
 
     name: str
     kind: Kind
     label: str
     make: Callable[[Path, Path], object]
+    artifact: str | None = None
+    dtype: str = "q4"
+
+    @property
+    def place(self) -> str:
+        return self.artifact or self.name
 
 
-def _ours(options: Options) -> Callable[[Path, Path], object]:
-    return lambda source, out: build(str(source), dtypes=("q4",), options=options, out=out)
+def _ours(options: Options, dtype: str = "q4") -> Callable[[Path, Path], object]:
+    return lambda source, out: build(str(source), dtypes=(dtype,), options=options, out=out)
 
 
 def _genai(recipe: genai.Recipe) -> Callable[[Path, Path], object]:
@@ -57,6 +67,10 @@ CONTENDERS = (
         "lfm2export q4, --block-size 256 --table-bits 4",
         _ours(Options(block_size=256, table_bits=4)),
     ),
+    Contender("node-q4", "node", "q4 in Node (Transformers.js)", _ours(Options()), "ours"),
+    Contender("node-q8", "node", "q8 in Node (Transformers.js)", _ours(Options(), "q8"), "ours-q8", "q8"),
+    Contender("wasm-q4", "wasm", "q4 in Chromium, wasm (Transformers.js)", _ours(Options()), "ours"),
+    Contender("wasm-q8", "wasm", "q8 in Chromium, wasm (Transformers.js)", _ours(Options(), "q8"), "ours-q8", "q8"),
     Contender("genai-rtn", "genai", "onnxruntime-genai builder, plain rounding", _genai("rtn")),
     Contender("genai-vendor", "genai", "onnxruntime-genai builder, k_quant and int8 mix", _genai("vendor")),
     Contender("genai-mixed", "genai", "onnxruntime-genai builder, plain rounding and int8 mix", _genai("mixed")),
@@ -74,7 +88,7 @@ def files(contender: Contender, path: Path) -> list[Path]:
     """The model's files at `path`: graph and weights, no tokenizers."""
     if contender.kind == "llama":
         return [path]
-    folder = path / "onnx" if contender.kind == "ours" else path
+    folder = path if contender.kind == "genai" else path / "onnx"
     return sorted(folder.glob("*.onnx*"))
 
 
@@ -83,7 +97,11 @@ def command(contender: Contender, path: Path, request: Mapping[str, Any]) -> tup
     asked = dict(request)
     if contender.kind == "ours":
         program = [sys.executable, "-m", "lfm2export.bench.worker"]
-        asked |= {"folder": str(path), "dtype": "q4", "repeats": 1}
+        asked |= {"folder": str(path), "dtype": contender.dtype, "repeats": 1}
+    elif contender.kind in JAVASCRIPT:
+        program = [sys.executable, "-m", "benchmarks.speed.javascript_worker"]
+        runtime, device = JAVASCRIPT[contender.kind]
+        asked |= {"folder": str(path), "dtype": contender.dtype, "repeats": 1, "runtime": runtime, "device": device}
     elif contender.kind == "genai":
         program = [str(python_of("genai")), "-m", "benchmarks.speed.genai_worker"]
         asked |= {"folder": str(path), "share_buffer": True}

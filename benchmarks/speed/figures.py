@@ -25,6 +25,7 @@ class Target:
 
 SHORT, LONG = (128, 512), (4096,)
 TARGETS = (
+    Target("wasm-q4", "decode", 13.0, SHORT),
     Target("llama-Q4_K_M", "decode", 1.3, SHORT),
     Target("llama-Q4_K_M", "decode", 1.5, LONG),
     Target("llama-Q4_K_M", "prefill", 1.15, SHORT + LONG),

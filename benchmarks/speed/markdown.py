@@ -17,8 +17,9 @@ Made by `python -m benchmarks.speed SIZE`; do not edit. Random weights of the re
 (lowest to highest) over rounds; every measurement is a new process, contenders take turns. Ratios are taken within a
 round. onnxruntime-genai runs its builder's artifact in its own generator with one buffer as past and present. llama.cpp
 runs at its defaults: files mapped, ubatch 512, float16 caches, flash attention as it decides (it does); only the last
-token of a prompt asks for logits. Everybody chooses tokens greedily. MB x decode is the file's bytes times the decode
-rate at the shortest context: what memory has to give at least, beside what the read test gets.
+token of a prompt asks for logits. Node and Chromium run Transformers.js, whose load is with reading the files; memory
+there is of Node, or of the page's process. Everybody chooses tokens greedily. MB x decode is the file's bytes times the
+decode rate at the shortest context: what memory has to give at least, beside what the read test gets.
 """
 
 
@@ -72,10 +73,23 @@ def _figures(run: Measured) -> str:
 
 
 def _ratios(run: Measured) -> str:
-    peers = [contender for contender in _contenders(run) if contender.kind != "ours"]
+    """Ours beside the peers; in Node and on wasm, the others beside q4 there."""
+    return "\n".join(
+        _compared(run, [c for c in present if c.kind == kind and c not in bases], bases)
+        for present in [_contenders(run)]
+        for kind, bases in (
+            ("ours", [c for c in present if c.kind in ("genai", "llama")]),
+            ("node", [c for c in present if c.name == "node-q4"]),
+            ("wasm", [c for c in present if c.name == "wasm-q4"]),
+        )
+        if bases and any(c.kind == kind and c not in bases for c in present)
+    )
+
+
+def _compared(run: Measured, rows_of: Iterable[Contender], peers: Sequence[Contender]) -> str:
     columns = ["times as fast as", *(peer.label for peer in peers)]
     rows = []
-    for ours in (contender for contender in _contenders(run) if contender.kind == "ours"):
+    for ours in rows_of:
         for context in run.contexts:
             for metric in figures.METRICS:
                 row = [f"{ours.label}: {metric} {context:,}"]
@@ -91,7 +105,7 @@ def _verdict(found: Spread, aim: float) -> str:
     return f", aim {aim:.2f} " + ("reached" if found.median >= aim else "missed")
 
 
-def _contenders(run: Measured) -> Iterable[Contender]:
+def _contenders(run: Measured) -> list[Contender]:
     return [contender for contender in CONTENDERS if contender.name in run.head.sizes]
 
 

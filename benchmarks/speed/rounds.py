@@ -87,7 +87,9 @@ def _measure(contender: Contender, path: Path, request: Mapping[str, Any], numbe
     wall, after = time.perf_counter() - begin, os.times()
     now = busy_seconds()
     own = sum(after[:4]) - sum(before[:4])
-    others = None if busy is None or now is None else others_share(now - busy, own, wall)
+    # A browser's processes are not all waited for, so what they took is not known.
+    unknown = busy is None or now is None or contender.kind == "wasm"
+    others = None if unknown else others_share((now or 0.0) - (busy or 0.0), own, wall)
     answer = json.loads(done.stdout.splitlines()[-1]) if done.stdout.strip() else {}
     if "loaded" not in answer:
         raise PeerError(f"{contender.name}: {answer.get('error') or done.stderr.strip()[-1000:] or done.returncode}")

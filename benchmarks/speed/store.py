@@ -39,10 +39,10 @@ class Measured:
 
 
 def add(size: str, head: Head, records: Sequence[Record], results: Path = RESULTS) -> Path:
-    """Store a run; stored ones that share a context with it go."""
+    """Store a run; stored ones go whose place it takes (:func:`replaces`)."""
     new = Measured(head, tuple(records))
-    kept = [run for run in read(size, results) if not set(run.contexts) & set(new.contexts)]
-    runs = sorted([*kept, new], key=lambda run: run.contexts)
+    kept = [run for run in read(size, results) if not replaces(new, run)]
+    runs = sorted([*kept, new], key=lambda run: (run.contexts, run.head.machine, -len(run.head.sizes)))
     document = {
         "schema_version": SCHEMA_VERSION,
         "size": size,
@@ -51,6 +51,12 @@ def add(size: str, head: Head, records: Sequence[Record], results: Path = RESULT
     path = results / f"speed-{size}.json"
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def replaces(new: Measured, old: Measured) -> bool:
+    """Of the same machine, with a context in common, and every contender of `old` is in `new`."""
+    same = new.head.machine == old.head.machine and bool(set(new.contexts) & set(old.contexts))
+    return same and set(old.head.sizes) <= set(new.head.sizes)
 
 
 def read(size: str, results: Path = RESULTS) -> list[Measured]:

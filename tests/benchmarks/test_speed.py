@@ -14,11 +14,13 @@ import pytest
 
 from benchmarks.peers.locate import PeerError
 from benchmarks.speed import figures, markdown, rounds, store
-from benchmarks.speed.contenders import CONTENDERS, Contender, by_name, command, files
+from benchmarks.speed import javascript_worker as worker
+from benchmarks.speed.contenders import CONTENDERS, JAVASCRIPT, Contender, by_name, command, files
 from benchmarks.speed.rounds import Record, measure_rounds
 from lfm2export.bench.results import Loaded, Run, Spread
 from standin import write_standin
 
+OURS = ("ours", *JAVASCRIPT)
 REQUEST = {"threads": 1, "contexts": [8, 16], "decoded": 3}
 
 
@@ -78,6 +80,46 @@ def test_a_run_replaces_those_that_share_a_context(tmp_path: Path) -> None:
     assert replaced is not None and replaced.median == pytest.approx(20)
     store.add("1.2B", HEAD, RECORDS, tmp_path)
     assert store.sizes(tmp_path) == ["350M", "1.2B"]
+
+
+def test_runs_of_other_machines_and_of_other_contenders_stay(tmp_path: Path) -> None:
+    store.add("350M", HEAD, RECORDS, tmp_path)
+    store.add("350M", replace(HEAD, machine="another"), RECORDS, tmp_path)
+    store.add("350M", replace(HEAD, sizes={"ours": 1, "wasm-q4": 1}), RECORDS[:1], tmp_path)
+    kept = [(run.head.machine, set(run.head.sizes)) for run in store.read("350M", tmp_path)]
+    assert kept == [("a machine", set(HEAD.sizes)), ("a machine", {"ours", "wasm-q4"}), ("another", set(HEAD.sizes))]
+    store.add("350M", replace(HEAD, sizes={**HEAD.sizes, "wasm-q4": 1}), RECORDS, tmp_path)
+    assert [run.head.machine for run in store.read("350M", tmp_path)] == ["a machine", "another"]
+
+
+def test_files_in_a_browser_are_compared_with_q4_there(tmp_path: Path) -> None:
+    records = [record("wasm-q4", 0, 50, 2), record("wasm-q8", 0, 100, 28), record("ours", 0, 500, 60)]
+    head = replace(HEAD, sizes={"ours": 5_000_000, "wasm-q4": 5_000_000, "wasm-q8": 7_000_000})
+    text = markdown.render({"350M": [store.Measured(head, tuple(records))]})
+    assert "| times as fast as | q4 in Chromium, wasm (Transformers.js) |" in text
+    assert "| q8 in Chromium, wasm (Transformers.js): decode 128 | 14.00 (14.00 to 14.00), aim 13.00 reached |" in text
+    assert text.count("times as fast as") == 1  # no peer, and nothing in Node
+
+
+def test_the_javascript_worker_answers_as_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, asked = write_standin(tmp_path), []
+
+    def measured(runtime: Any, folder: Path, request: Mapping[str, Any], progress: Any) -> dict[str, Any]:
+        asked.append(request)
+        return {"loaded": {}, "runs": []}
+
+    monkeypatch.setattr(worker, "find_runtime", lambda name, device, folder: (name, device))
+    monkeypatch.setattr(worker, "measure_file", measured)
+    request = {**REQUEST, "folder": str(folder), "dtype": "q4", "repeats": 1, "runtime": "node", "device": "cpu"}
+    monkeypatch.setattr(sys, "argv", ["worker", json.dumps(request)])
+    worker.main()
+    assert json.loads(capsys.readouterr().out) == {"loaded": {}, "runs": []}
+    assert asked[0]["vocabulary"] == 40 and asked[0]["contexts"] == REQUEST["contexts"]
+    monkeypatch.setattr(sys, "argv", ["worker", json.dumps({**request, "folder": str(tmp_path / "none")})])
+    worker.main()
+    assert "is not a folder" in json.loads(capsys.readouterr().out)["error"]
 
 
 def test_the_table_says_what_was_reached(tmp_path: Path) -> None:
@@ -160,7 +202,8 @@ def test_what_each_worker_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for contender in CONTENDERS:
         program, asked = command(contender, tmp_path / contender.name, REQUEST)
         assert asked.items() >= REQUEST.items() and str(tmp_path / contender.name) in asked.values()
-        assert program[0] == sys.executable if contender.kind == "ours" else str(tmp_path) in program[0]
+        assert program[0] == sys.executable if contender.kind in OURS else str(tmp_path) in program[0]
+        assert asked.get("dtype") == (contender.dtype if contender.kind in OURS else None)
 
 
 def test_sizes_are_of_graph_and_weights(tmp_path: Path) -> None:
