@@ -263,7 +263,7 @@ def bench(folder: Path, dtypes: tuple[str, ...], as_json: bool, quiet: bool, **o
     \b
     Example:
       lfm2-export bench ./my-lfm2-ONNX --context 128 --context 512
-      lfm2-export bench ./my-lfm2-ONNX --runtime browser --dtype q8 --context 128
+      lfm2-export bench ./my-lfm2-ONNX --runtime browser --context 128
     """
     from lfm2export.commands import run_bench
 

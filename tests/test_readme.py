@@ -43,7 +43,7 @@ def test_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(commands) >= 4
     for line in commands:
         arguments = shlex.split(line)[1:]
-        if arguments[0] in ("synth", "check-consumers"):  # tests/test_full_size.py, tests/consumers
+        if arguments[0] in ("synth", "check-consumers") or "--runtime" in arguments:  # test_full_size, consumers, bench
             continue
         extra = {"build": ["--force", "--no-verify"], "verify": ["--quick"]}.get(arguments[0], [])
         result = CliRunner().invoke(main, [*arguments, *extra])
