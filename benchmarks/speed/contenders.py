@@ -67,6 +67,8 @@ CONTENDERS = (
         "lfm2export q4, --block-size 256 --table-bits 4",
         _ours(Options(block_size=256, table_bits=4)),
     ),
+    Contender("ours-q8", "ours", "lfm2export q8", _ours(Options(), "q8"), dtype="q8"),
+    Contender("ours-q8-blocks", "ours", "lfm2export q8, --q8 blocks", _ours(Options(q8="blocks"), "q8"), dtype="q8"),
     Contender("node-q4", "node", "q4 in Node (Transformers.js)", _ours(Options()), "ours"),
     Contender("node-q8", "node", "q8 in Node (Transformers.js)", _ours(Options(), "q8"), "ours-q8", "q8"),
     Contender("wasm-q4", "wasm", "q4 in Chromium, wasm (Transformers.js)", _ours(Options()), "ours"),

@@ -15,16 +15,22 @@ METRICS: tuple[Metric, ...] = ("prefill", "decode")
 
 @dataclass(frozen=True)
 class Target:
-    """Our rate over a peer's, at least. contexts: where it is asked for."""
+    """Our rate over a peer's, at least. contexts: where it is asked for. ours: of that contender; None: of any that has
+    none of its own."""
 
     peer: str
     metric: Metric
     at_least: float
     contexts: tuple[int, ...]
+    ours: str | None = None
 
 
 SHORT, LONG = (128, 512), (4096,)
 TARGETS = (
+    Target("llama-Q4_K_M", "prefill", 2.2, SHORT + LONG, "ours-q8"),
+    Target("ours-q8-blocks", "prefill", 2.2, SHORT + LONG, "ours-q8"),
+    Target("ours-q8-blocks", "decode", 1.2, SHORT + LONG, "ours-q8"),
+    Target("ours", "decode", 1.0, SHORT + LONG, "ours-q8"),
     Target("wasm-q4", "decode", 13.0, SHORT),
     Target("llama-Q4_K_M", "decode", 1.3, SHORT),
     Target("llama-Q4_K_M", "decode", 1.5, LONG),
@@ -34,10 +40,11 @@ TARGETS = (
 )
 
 
-def target(peer: str, metric: Metric, context: int) -> float | None:
+def target(ours: str, peer: str, metric: Metric, context: int) -> float | None:
     """What is aimed at there, or None."""
-    found = (t.at_least for t in TARGETS if (t.peer, t.metric) == (peer, metric) and context in t.contexts)
-    return next(found, None)
+    found = [t for t in TARGETS if (t.peer, t.metric) == (peer, metric) and context in t.contexts]
+    own = [t.at_least for t in found if t.ours == ours]
+    return next(iter(own + [t.at_least for t in found if t.ours is None]), None)
 
 
 def rates(records: Sequence[Record], contender: str, context: int, metric: Metric) -> dict[int, float]:

@@ -11,6 +11,9 @@ from lfm2export.bench.results import Spread
 
 NOT_MEASURED = "-"
 
+#: What q8 is compared with of our own files.
+Q8, BESIDE_Q8 = "ours-q8", ("ours-q8-blocks", "ours")
+
 HEAD = """# Speed beside the peers
 
 Made by `python -m benchmarks.speed SIZE`; do not edit. Random weights of the released shapes. Tokens a second: median
@@ -73,17 +76,21 @@ def _figures(run: Measured) -> str:
 
 
 def _ratios(run: Measured) -> str:
-    """Ours beside the peers; in Node and on wasm, the others beside q4 there."""
-    return "\n".join(
-        _compared(run, [c for c in present if c.kind == kind and c not in bases], bases)
-        for present in [_contenders(run)]
-        for kind, bases in (
-            ("ours", [c for c in present if c.kind in ("genai", "llama")]),
-            ("node", [c for c in present if c.name == "node-q4"]),
-            ("wasm", [c for c in present if c.name == "wasm-q4"]),
-        )
-        if bases and any(c.kind == kind and c not in bases for c in present)
-    )
+    """Ours beside the peers, our q8 beside our others; in Node and on wasm, the others beside q4 there."""
+    present = _contenders(run)
+    ours, peers = ([c for c in present if c.kind in kinds] for kinds in (("ours",), ("genai", "llama")))
+    compared = [
+        (ours, peers),
+        ([c for c in ours if c.name == Q8], [c for c in ours if c.name in BESIDE_Q8]),
+        *([_split(present, kind, f"{kind}-q4") for kind in ("node", "wasm")]),
+    ]
+    return "\n".join(_compared(run, rows, bases) for rows, bases in compared if rows and bases)
+
+
+def _split(present: Sequence[Contender], kind: str, base: str) -> tuple[list[Contender], list[Contender]]:
+    """Those of the kind but `base`, and `base`."""
+    found = [c for c in present if c.kind == kind]
+    return [c for c in found if c.name != base], [c for c in found if c.name == base]
 
 
 def _compared(run: Measured, rows_of: Iterable[Contender], peers: Sequence[Contender]) -> str:
@@ -95,7 +102,7 @@ def _compared(run: Measured, rows_of: Iterable[Contender], peers: Sequence[Conte
                 row = [f"{ours.label}: {metric} {context:,}"]
                 for peer in peers:
                     found = figures.ratio(run.records, ours.name, peer.name, context, metric)
-                    aim = figures.target(peer.name, metric, context)
+                    aim = figures.target(ours.name, peer.name, metric, context)
                     row.append(_show(found, "{:.2f}") + ("" if aim is None or found is None else _verdict(found, aim)))
                 rows.append(row)
     return _table(columns, rows)

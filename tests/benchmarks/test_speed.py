@@ -63,10 +63,14 @@ def test_disturbed_rounds_count_only_where_every_round_was() -> None:
 
 
 def test_targets() -> None:
-    assert figures.target("llama-Q4_K_M", "decode", 128) == 1.3
-    assert figures.target("llama-Q4_K_M", "decode", 4096) == 1.5
-    assert figures.target("llama-Q4_0", "decode", 128) is None
-    assert {aim.peer for aim in figures.TARGETS} <= {contender.name for contender in CONTENDERS}
+    assert figures.target("ours", "llama-Q4_K_M", "decode", 128) == 1.3
+    assert figures.target("ours", "llama-Q4_K_M", "decode", 4096) == 1.5
+    assert figures.target("ours", "llama-Q4_0", "decode", 128) is None
+    assert figures.target("ours-q8", "llama-Q4_K_M", "prefill", 128) == 2.2
+    assert figures.target("ours-128", "llama-Q4_K_M", "prefill", 128) == 1.15
+    assert figures.target("ours-128", "ours", "decode", 128) is None
+    names = {contender.name for contender in CONTENDERS}
+    assert {name for aim in figures.TARGETS for name in (aim.peer, aim.ours) if name is not None} <= names
 
 
 def test_a_run_replaces_those_that_share_a_context(tmp_path: Path) -> None:
@@ -99,6 +103,16 @@ def test_files_in_a_browser_are_compared_with_q4_there(tmp_path: Path) -> None:
     assert "| times as fast as | q4 in Chromium, wasm (Transformers.js) |" in text
     assert "| q8 in Chromium, wasm (Transformers.js): decode 128 | 14.00 (14.00 to 14.00), aim 13.00 reached |" in text
     assert text.count("times as fast as") == 1  # no peer, and nothing in Node
+
+
+def test_q8_is_compared_with_its_blocks_and_with_q4() -> None:
+    records = [record("ours", 0, 500, 60), record("ours-q8", 0, 1000, 66), record("ours-q8-blocks", 0, 500, 50)]
+    head = replace(HEAD, sizes={name: 5_000_000 for name in ("ours", "ours-q8", "ours-q8-blocks")})
+    text = markdown.render({"350M": [store.Measured(head, tuple(records))]})
+    assert "| times as fast as | lfm2export q4 | lfm2export q8, --q8 blocks |" in text
+    assert "decode 128 | 1.10 (1.10 to 1.10), aim 1.00 reached | 1.32 (1.32 to 1.32), aim 1.20 reached |" in text
+    assert "prefill 128 | 2.00 (2.00 to 2.00) | 2.00 (2.00 to 2.00), aim 2.20 missed |" in text
+    assert text.count("times as fast as") == 1
 
 
 def test_the_javascript_worker_answers_as_ours(
