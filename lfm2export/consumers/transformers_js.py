@@ -36,7 +36,7 @@ BROWSER = "transformers.js/browser"
 #: Seconds for all files of one consumer.
 TIMEOUT = 1800.0
 
-#: What the library takes by itself where it is told no dtype, by device.
+#: What the library takes by itself, by device, where neither the caller nor config.json names a dtype; else fp32.
 DEFAULT_DTYPES = {"wasm": "q8"}
 
 
@@ -181,7 +181,8 @@ def check_browser(
     version = f"{library}, Chromium {facts[0]['browser']}"
     reasons = {pair: refusal(*pair, facts[0]["adapter"]) for pair in pairs}
     refused = {pair: reason for pair, reason in reasons.items() if reason is not None}
-    requests = [_browser_request(*pair) for pair in pairs if pair not in refused]
+    defaults = {device: default_dtype(folder, device) for device in devices}
+    requests = [_browser_request(*pair, defaults[pair[1]]) for pair in pairs if pair not in refused]
     tasks = [request.tasks() for request in requests]
     started = time.perf_counter()
     lines, said = run_script("browser.mjs", folder, [task for group in tasks for task in group])
@@ -260,9 +261,27 @@ def _page_checks(request: Request, answers: Sequence[Answer]) -> list[Check]:
     ]
 
 
-def _browser_request(dtype: str, device: str) -> Request:
-    """On wasm the library's own choice is taken where it is `dtype`; the examples run there, for WebGPU may be slow."""
-    asked_dtype = None if DEFAULT_DTYPES.get(device) == dtype else dtype
+def default_dtype(folder: Path, device: str) -> str:
+    """The dtype that a pipeline takes on `device` where its caller names none, by config.json.
+
+    Raises:
+        SourceError: config.json cannot be read.
+    """
+    settings = _object(read_config(folder).get("transformers.js_config"))
+    own = _object(_object(settings.get("device_config")).get(device))
+    stated = own.get("dtype", settings.get("dtype"))
+    return stated if isinstance(stated, str) else DEFAULT_DTYPES.get(device, "fp32")
+
+
+def _object(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _browser_request(dtype: str, device: str, default: str) -> Request:
+    """Where the library's own choice, `default`, is `dtype`, it is told none. The examples run on wasm, for WebGPU may
+    be slow.
+    """
+    asked_dtype = None if default == dtype else dtype
     return Request(dtype, device, asked_dtype, (BASIC_EXAMPLE, TOOLS_EXAMPLE) if device == "wasm" else ())
 
 

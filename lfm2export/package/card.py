@@ -12,6 +12,7 @@ from typing import Any
 
 from lfm2export.contract import HALF_DTYPES, MODEL_FILES
 from lfm2export.errors import ArtifactError
+from lfm2export.package.config import device_dtypes
 from lfm2export.package.front_matter import SourceCard, dump, front_matter
 from lfm2export.package.model_files import Models, Provenance, preferred
 from lfm2export.spec import ModelSpec
@@ -27,6 +28,9 @@ DESCRIPTIONS = {
     "q4": "4-bit weights in blocks, float32 activations; the default",
     "q4f16": "4-bit weights in blocks, float16 activations and caches; for GPUs",
 }
+
+#: q8 where its products take float activations.
+BLOCKS_OF_8_BITS = "8-bit weights in blocks, float32 activations"
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ def render_card(
     import jinja2
 
     dtype = preferred(models)
+    rounding = "q8" in models and provenance.recipe.get("q8", {}).get("activations") not in (None, "float32")
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
@@ -104,7 +109,9 @@ def render_card(
         half=dtype in HALF_DTYPES,
         half_files=[MODEL_FILES[d] for d in HALF_DTYPES if d in models],
         plain_head_dim=spec.head_dim * spec.num_attention_heads == spec.hidden_size,
-        descriptions=DESCRIPTIONS,
+        descriptions=DESCRIPTIONS | ({} if rounding else {"q8": BLOCKS_OF_8_BITS}),
+        by_device=device_dtypes(models),
+        rounding=rounding,
         model_files=MODEL_FILES,
         models={d: models[d] for d in MODEL_FILES if d in models},
         parity_begin=PARITY_BEGIN,

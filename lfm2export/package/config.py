@@ -10,7 +10,7 @@ Beside what the spec states, only the keys in :data:`KEPT` are taken over (why n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from lfm2export.contract import MODEL_FILES, cache_dtype
@@ -24,8 +24,14 @@ FILE = "config.json"
 #: The dtypes that Transformers.js 4 looks for when it is told none: fp32 everywhere but on wasm, where it is q8.
 TRANSFORMERS_JS_DEFAULTS = ("fp32", "q8")
 
-#: The dtype to name instead when one of those files is missing, the first that is there.
-TRANSFORMERS_JS_PREFERENCE = ("q8", "q4", "fp32", "q4f16", "fp16")
+#: Device of Transformers.js -> the dtype to take where the caller names none, the first that is there. On processors q8
+#: is fastest and loses least but for float files; on WebGPU its products would run on the processor, and q4 runs on
+#: every adapter where float16 files need shader-f16. `cpu` is Node's default device, `wasm` a browser's.
+DEVICE_DTYPES: Mapping[str, tuple[str, ...]] = {
+    "cpu": ("q8", "q4", "fp32", "q4f16", "fp16"),
+    "wasm": ("q8", "q4", "fp32", "q4f16", "fp16"),
+    "webgpu": ("q4", "q4f16", "fp16", "fp32", "q8"),
+}
 
 #: What is taken over from the source's config as it is: second spellings of the released ones, how the weights were
 #: initialized, and who saved it.
@@ -147,17 +153,26 @@ _NORMALIZED = (
 
 
 def transformers_js_config(chunks: Mapping[str, int]) -> dict[str, Any]:
-    """What Transformers.js cannot find out from the files alone (4.3.2: utils/model-loader.js, utils/dtypes.js).
+    """What Transformers.js cannot find out from the files alone (4.3.2: models/session.js, utils/model-loader.js).
 
     use_external_data_format: chunks by full file name; it is looked up by that name first, then by "model".
     kv_cache_dtype: by dtype; version 3 reads it, version 4 asks the session.
-    dtype: the default, only where one of the files that it would look for by itself is missing.
+    device_config: the dtype of each device, in place of `dtype`, where the caller names none.
+    dtype: for all other devices, and what totals of progress are counted by; only where one of the files that it would
+        look for by itself is missing.
     """
     present = [dtype for dtype, name in MODEL_FILES.items() if name in chunks]
     settings: dict[str, Any] = {"use_external_data_format": {name: count for name, count in chunks.items() if count}}
     half = {dtype: "float16" for dtype in present if cache_dtype(dtype) == "float16"}
     if half:
         settings["kv_cache_dtype"] = half
+    by_device = device_dtypes(present)
+    settings["device_config"] = {device: {"dtype": dtype} for device, dtype in by_device.items()}
     if any(dtype not in present for dtype in TRANSFORMERS_JS_DEFAULTS):
-        settings["dtype"] = next(dtype for dtype in TRANSFORMERS_JS_PREFERENCE if dtype in present)
+        settings["dtype"] = by_device["wasm"]
     return settings
+
+
+def device_dtypes(present: Collection[str]) -> dict[str, str]:
+    """Device of Transformers.js -> the dtype of `present` that is taken there where the caller names none."""
+    return {device: next(dtype for dtype in order if dtype in present) for device, order in DEVICE_DTYPES.items()}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lfm2export.consumers import Verdict, transformers_js
-from lfm2export.consumers.transformers_js import check_browser, check_node, chunks_fault
+from lfm2export.consumers.transformers_js import check_browser, check_node, chunks_fault, default_dtype
 from standin import write_standin
 from tiny import edit_json
 
@@ -69,3 +69,18 @@ def test_a_number_of_files_that_are_not_there_fails_without_a_start(
     for result in results:
         assert result.verdict is Verdict.FAILED
         assert "use_external_data_format" in str(result.reason) and str(result.reason).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("settings", "wasm", "webgpu"),
+    [
+        (None, "q8", "fp32"),
+        ({"dtype": "q4"}, "q4", "q4"),
+        ({"device_config": {"webgpu": {"dtype": "q4"}}}, "q8", "q4"),
+        ({"dtype": "q8", "device_config": {"wasm": {}, "webgpu": {"dtype": "q4"}}}, "q8", "q4"),
+        ({"dtype": {"model": "q4"}, "device_config": ["webgpu"]}, "q8", "fp32"),
+    ],
+)
+def test_what_the_library_takes_where_it_is_told_no_dtype(folder: Path, settings: Any, wasm: str, webgpu: str) -> None:
+    edit_json(folder / "config.json", **{"transformers.js_config": settings})
+    assert (default_dtype(folder, "wasm"), default_dtype(folder, "webgpu")) == (wasm, webgpu)

@@ -122,6 +122,7 @@ def test_the_layout_of_config_keys_is_as_transformers_js_reads_it(source: Path, 
     config = package(tmp_path).json("config.json")
     assert config["transformers.js_config"] == {
         "dtype": "q4",
+        "device_config": {"cpu": {"dtype": "q4"}, "wasm": {"dtype": "q4"}, "webgpu": {"dtype": "q4"}},
         "use_external_data_format": {"model_q4.onnx": 1},
     }
     assert config["layer_types"] == ["conv", "full_attention", "conv", "full_attention"]

@@ -45,6 +45,7 @@ def card(
     license_file: bool = True,
     name: str = "LFM2-350M",
     formats: Mapping[str, Any] | None = None,
+    activations: str | None = None,
     **config: Any,
 ) -> str:
     facts = CardFacts(
@@ -60,6 +61,7 @@ def card(
     recipe = {
         "fp32": {"body": None},
         "q4": {"body": body, "table": {"bits": 8, "symmetric": True}, "lookup": "portable"},
+        **({"q8": {"activations": activations}} if activations is not None else {}),
     }
     options = {"logits": "last"}
     files = {"model.safetensors": SHA}
@@ -70,6 +72,18 @@ def card(
 def front(text: str) -> dict[str, Any]:
     _, matter, _ = text.split("---\n", 2)
     return dict(yaml.safe_load(matter))
+
+
+def test_the_card_says_which_file_a_device_takes_by_itself() -> None:
+    q8 = Model([File("model_quantized.onnx", 1, SHA)])
+    assert "Without a `dtype` it takes `q4`." in card()
+    both = card(models={"q8": q8, "q4": Q4}, activations="8 bits, one scale a token")
+    assert "it takes `q8` on processors" in both and '`q4` with `device: "webgpu"`' in both
+    assert "products of `q8` run on the processor: take `q4` there" in both and "round to 8 bits" in both
+    alone = card(models={"q8": q8}, activations="8 bits, one scale a token")
+    assert "products of `q8` run on the processor; `q4` and" in alone
+    in_blocks = card(models={"q8": q8, "q4": Q4}, activations="float32")
+    assert "run on the processor" not in in_blocks and "8-bit weights in blocks, float32 activations" in in_blocks
 
 
 def blocks(text: str, language: str) -> list[str]:

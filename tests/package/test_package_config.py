@@ -90,21 +90,33 @@ def test_transformers_js_finds_chunks_by_file_name() -> None:
             "model_q4f16.onnx": 1,
         },
         "kv_cache_dtype": {"fp16": "float16", "q4f16": "float16"},
+        "device_config": {"cpu": {"dtype": "q8"}, "wasm": {"dtype": "q8"}, "webgpu": {"dtype": "q4f16"}},
     }
 
 
 @pytest.mark.parametrize(
-    ("files", "dtype"),
+    ("files", "dtype", "wasm", "webgpu"),
     [
-        (["model.onnx", "model_quantized.onnx"], None),
-        (["model_q4.onnx"], "q4"),
-        (["model.onnx", "model_q4.onnx"], "q4"),
-        (["model_quantized.onnx", "model_q4.onnx"], "q8"),
-        (["model_fp16.onnx"], "fp16"),
+        (["model.onnx", "model_quantized.onnx"], None, "q8", "fp32"),
+        (["model.onnx", "model_quantized.onnx", "model_q4.onnx", "model_q4f16.onnx"], None, "q8", "q4"),
+        (["model_q4.onnx"], "q4", "q4", "q4"),
+        (["model.onnx", "model_q4.onnx"], "q4", "q4", "q4"),
+        (["model_quantized.onnx", "model_q4.onnx"], "q8", "q8", "q4"),
+        (["model_quantized.onnx"], "q8", "q8", "q8"),
+        (["model_fp16.onnx"], "fp16", "fp16", "fp16"),
     ],
 )
-def test_transformers_js_is_told_a_dtype_only_where_its_own_is_missing(files: list[str], dtype: str | None) -> None:
-    assert transformers_js_config(dict.fromkeys(files, 1)).get("dtype") == dtype
+def test_transformers_js_is_told_a_dtype_for_each_device(
+    files: list[str], dtype: str | None, wasm: str, webgpu: str
+) -> None:
+    """Beside it, one for all other devices, where what the library would look for is missing."""
+    settings = transformers_js_config(dict.fromkeys(files, 1))
+    assert settings.get("dtype") == dtype
+    assert settings["device_config"] == {
+        "cpu": {"dtype": wasm},
+        "wasm": {"dtype": wasm},
+        "webgpu": {"dtype": webgpu},
+    }
 
 
 def test_generation_config_keeps_sampling_and_invents_none() -> None:
