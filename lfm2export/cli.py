@@ -13,7 +13,6 @@ from typing import Any
 import click
 
 from lfm2export import __version__
-from lfm2export.artifact import check_folder
 from lfm2export.command_group import FILE, FOLDER, NAME, CommandGroup
 from lfm2export.console import say
 from lfm2export.contract import MODEL_FILES
@@ -186,10 +185,30 @@ def chat_page(folder: Path, force: bool) -> None:
     Example:
       lfm2-export chat-page ./my-lfm2-ONNX
     """
-    from lfm2export.consumers.chat_page import write_chat_page
+    from lfm2export.page_commands import run_chat_page
 
-    check_folder(folder)
-    say(f"{write_chat_page(folder, force=force)}: serve {folder} over HTTP and open chat/index.html")
+    run_chat_page(folder, force)
+
+
+@main.command()
+@click.argument("folder", type=FOLDER)
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes any that is free."
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on; 0.0.0.0 is every one.")
+@click.option("--open", "in_browser", is_flag=True, help="Open the page in the browser of this machine.")
+def serve(folder: Path, port: int, host: str, in_browser: bool) -> None:
+    """Serve an artifact with its chat page, to this machine by default, with the headers that give wasm its threads.
+
+    FOLDER is an artifact that `chat-page` was run on, or its page. A Ctrl-C ends it.
+
+    \b
+    Example:
+      lfm2-export serve ./my-lfm2-ONNX
+    """
+    from lfm2export.page_commands import run_serve
+
+    run_serve(folder, host, port, in_browser)
 
 
 @main.command()

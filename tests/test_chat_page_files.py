@@ -23,6 +23,7 @@ def artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("code")
     monkeypatch.setattr(chat_page, "JS", tmp_path / "js")
+    monkeypatch.setattr(chat_page, "describe_files", lambda folder: {})  # the model files of this one are none
     fill(tmp_path / "out", "old")
     return tmp_path / "out"
 
@@ -32,7 +33,7 @@ def files(folder: Path) -> set[str]:
 
 
 def test_the_page_is_what_the_list_says_and_may_be_replaced(artifact: Path) -> None:
-    out = write_chat_page(artifact)
+    out = write_chat_page(artifact).folder
     assert files(out) == page_files()
     check_replaceable(artifact)
     (out / "index.html").write_text("edited")
@@ -44,7 +45,7 @@ def test_the_page_is_what_the_list_says_and_may_be_replaced(artifact: Path) -> N
 
 
 def test_force_leaves_what_is_not_of_the_page(artifact: Path) -> None:
-    out = write_chat_page(artifact)
+    out = write_chat_page(artifact).folder
     (out / "mine.html").write_text("mine")
     with pytest.raises(OutputError, match=r"\(mine\.html\)"):
         write_chat_page(artifact, force=True)

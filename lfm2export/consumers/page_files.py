@@ -8,6 +8,8 @@ from lfm2export.consumers.locate import HERE
 
 PAGE = HERE / "web"
 FOLDER = "chat"
+#: What the page knows of the model files beside it (see `page_data`).
+DATA = "files.json"
 
 #: Files of the installed packages that the page loads, and their licences.
 LIBRARIES = (
@@ -26,6 +28,5 @@ def copied_libraries() -> dict[str, str]:
 
 def page_files() -> frozenset[str]:
     """Names of all files in the page's folder."""
-    return frozenset(path.relative_to(PAGE).as_posix() for path in PAGE.rglob("*") if path.is_file()) | frozenset(
-        copied_libraries()
-    )
+    own = (path.relative_to(PAGE).as_posix() for path in PAGE.rglob("*") if path.is_file())
+    return frozenset([*own, *copied_libraries(), DATA])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -18,6 +20,7 @@ from lfm2export.consumers.chat_page import FOLDER, write_chat_page
 from lfm2export.consumers.locate import JS
 from lfm2export.consumers.prompts import CARD_MAX_NEW_TOKENS, Prompt
 from lfm2export.errors import ArtifactError, OutputError
+from standin import write_standin
 
 pytestmark = pytest.mark.consumer
 
@@ -87,6 +90,91 @@ def test_choices_are_the_files_that_are_there(site: Path, tmp_path: Path) -> Non
     ((kind, said),) = found["turns"]
     assert kind == "error"
     assert "model_q4.onnx_data is missing on this site" in said
+
+
+def test_the_page_picks_and_says_what_why_and_how_fast(site: Path, tmp_path: Path) -> None:
+    """Chromium's WebGPU is emulated here, so a processor's file is the best one."""
+    found = visit(site, tmp_path, dtype=None, device=None)
+    assert found["picked"] == ["wasm", "q8"] and found["isolated"]
+    assert re.fullmatch(r"q8 on the processor \(wasm, \d threads?\): .*\.", found["choice"])
+    assert "GPU here is emulated" in found["choice"] or "offers no WebGPU" in found["choice"]
+    assert found["turns"][1][0] == "assistant" and found["errors"] == []
+    loads = [float(line.split()[0]) for line in found["said"] if " MB of " in line]
+    assert loads == sorted(loads) and loads[0] < loads[-1]
+    ready = next(line for line in found["said"] if "is ready after" in line)
+    threads = re.search(r"q8 on the processor is ready after [\d.]+ s, (\d) threads?$", ready)
+    assert threads is not None and int(threads[1]) == min(2, os.cpu_count() or 1)
+    assert len([line for line in found["said"] if "tokens/s" in line]) > 2
+
+
+def test_a_host_without_headers_gets_threads_from_the_service_worker(site: Path, tmp_path: Path) -> None:
+    found = visit(site, tmp_path, headers=False, dtype=None, device=None)
+    assert found["isolated"] and "One thread" not in found["choice"]
+    assert any(f"s, {min(2, os.cpu_count() or 1)} thread" in line for line in found["said"])
+    assert found["turns"][1][0] == "assistant" and found["errors"] == [] and found["foreign"] == []
+    pages = [path for _, path in found["asked"] if path.endswith("/index.html")]
+    assert len(pages) == 2  # the first load, and the one that is isolated
+
+
+def test_where_the_service_worker_fails_the_page_says_why_it_has_one_thread(site: Path, tmp_path: Path) -> None:
+    worker = f"/my model/{FOLDER}/service-worker.js"
+    found = visit(site, tmp_path, headers=False, missing=[worker], dtype=None, device=None)
+    assert not found["isolated"]
+    assert "(wasm, 1 thread)" in found["choice"]
+    assert "One thread: the host does not isolate the page, and the service worker failed" in found["choice"]
+    assert any("is ready after" in line and line.endswith(", 1 thread") for line in found["said"])
+    assert found["turns"][1][0] == "assistant"
+
+
+def test_an_answer_can_be_stopped(site: Path, tmp_path: Path) -> None:
+    """wasm computes without a pause in which a message would be heard."""
+    found = visit(site, tmp_path, messages=["Explain the os module of Python in many words."], stop_after=2)
+    assert 2 <= int(found["status"].split()[0]) < 20 and found["errors"] == []
+
+
+def test_an_isolated_page_installs_no_service_worker(site: Path, tmp_path: Path) -> None:
+    found = visit(site, tmp_path, load=False, messages=[])
+    assert not [path for _, path in found["asked"] if path.endswith("service-worker.js")]
+
+
+def test_a_visitor_may_choose_and_learns_what_it_costs(site: Path, tmp_path: Path) -> None:
+    page = f"my model/{FOLDER}/?device=webgpu&dtype=q8"
+    found = visit(site, tmp_path, page=page, dtype=None, device=None, load=False, messages=[])
+    if "webgpu" not in found["devices"]:
+        pytest.skip("this browser has no WebGPU")
+    assert found["picked"] == ["webgpu", "q8"]
+    assert "its products run on the processor there; your choice" in found["choice"]
+    page = f"my model/{FOLDER}/?device=cuda&dtype=<b>"
+    assert visit(site, tmp_path, page=page, dtype=None, device=None, load=False)["picked"] == ["wasm", "q8"]
+
+
+@pytest.mark.parametrize("name", ["<img src=x onerror=alert(1)>", 7, None])
+def test_what_the_page_is_told_of_the_model_is_taken_as_text(site: Path, tmp_path: Path, name: Any) -> None:
+    """The data lie on the site; they may be another tool's, or anybody's."""
+    other = tmp_path / "site" / "my model"
+    shutil.copytree(site / "my model", other)
+    told = {"q8": {"bytes": "7", "largest": -1, "cache": {}, "int8": "yes"}, "q4": [], "fp32": None, "x": {}}
+    (other / FOLDER / "files.json").write_text(json.dumps({"model": name, "files": told}), encoding="utf-8")
+    found = visit(other, tmp_path, page=f"{FOLDER}/", load=False, messages=[])
+    assert found["errors"] == [] and {one[0] for one in found["options"]} == {"fp32", "fp16", "q8", "q4", "q4f16"}
+    (other / FOLDER / "files.json").write_text("[" * 1000)
+    assert visit(other, tmp_path, page=f"{FOLDER}/", load=False, messages=[])["errors"] == []
+
+
+def test_int8_caches_are_not_offered_to_webgpu(site: Path, tmp_path: Path) -> None:
+    other = tmp_path / "site" / "my model"
+    shutil.copytree(site / "my model", other)
+    path = other / FOLDER / "files.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    for file in data["files"].values():
+        file["cache"] = "int8"
+    path.write_text(json.dumps(data), encoding="utf-8")
+    page = f"{FOLDER}/?device=webgpu"
+    found = visit(other, tmp_path, page=page, dtype=None, device=None, load=False, messages=[])
+    if "webgpu" not in found["devices"]:
+        pytest.skip("this browser has no WebGPU")
+    assert not any(usable for _, _, usable in found["options"])
+    assert "caches of int8 run on processors only" in found["choice"]
 
 
 def test_a_start_page_for_what_is_missing_is_no_file(site: Path, tmp_path: Path) -> None:
@@ -178,13 +266,12 @@ def test_the_page_is_not_written_over_or_beside_nothing(site: Path, tmp_path: Pa
         write_chat_page(tmp_path)
 
 
-def test_force_replaces_a_page_and_nothing_else(shipped_artifact: Path, tmp_path: Path) -> None:
+def test_force_replaces_a_page_and_nothing_else(tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    folder.mkdir()
-    shutil.copy(shipped_artifact / "config.json", folder)
-    page = write_chat_page(folder)
+    write_standin(folder)
+    page = write_chat_page(folder).folder
     (page / "index.html").write_text("old")
-    assert (write_chat_page(folder, force=True) / "index.html").read_text(encoding="utf-8") != "old"
+    assert (write_chat_page(folder, force=True).folder / "index.html").read_text(encoding="utf-8") != "old"
     (page / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match="holds what is not of the page"):
         write_chat_page(folder, force=True)

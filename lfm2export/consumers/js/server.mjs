@@ -1,4 +1,4 @@
-/** A static server on the loopback interface, with the headers that let a page use threads. */
+/** A static server on the loopback interface, by default with the headers that let a page use threads. */
 
 import { createReadStream } from "node:fs";
 import { stat } from "node:fs/promises";
@@ -17,6 +17,11 @@ const TYPES = {
   ".wasm": "application/wasm",
 };
 
+const ISOLATING = {
+  "cross-origin-opener-policy": "same-origin",
+  "cross-origin-embedder-policy": "require-corp",
+};
+
 /** A path without its percent signs; one that is no text is left as it is, and is not there. */
 function decoded(path) {
   try {
@@ -32,9 +37,10 @@ function decoded(path) {
  * @param mounts [[path that begins and ends with "/", folder], ...]; the first that fits wins
  * @param hidden paths that are answered with 404 although the file is there
  * @param fallback a page of HTML that is given, with status 200, for whatever is not there, as many hosts do
+ * @param isolating whether the headers that let a page use threads are sent, as few hosts do
  * @returns {origin, requests, close}: requests lists [status, path] of everything that was asked for
  */
-export async function serve(mounts, hidden = [], fallback = undefined) {
+export async function serve(mounts, hidden = [], fallback = undefined, isolating = true) {
   const requests = [];
   const server = createServer(async (request, response) => {
     const asked = decoded(new URL(`http://localhost${request.url}`).pathname);
@@ -42,8 +48,7 @@ export async function serve(mounts, hidden = [], fallback = undefined) {
     const answer = (status, headers = {}) => {
       requests.push([status, path]);
       response.writeHead(status, {
-        "cross-origin-opener-policy": "same-origin",
-        "cross-origin-embedder-policy": "require-corp",
+        ...(isolating ? ISOLATING : {}),
         "cache-control": "no-store",
         ...headers,
       });

@@ -1,39 +1,29 @@
 /**
  * A chat with the model that lies beside this page: in the folder above, or where `?model=` says (on this site).
- * Everything is static; the model's own config.json tells which files there are.
+ * Everything is static; the model's own config.json tells which files there are. The page picks file and device
+ * (choose.mjs); `?dtype=`, `?device=` and `?threads=` ask for others, as the two lists do.
  */
 
-const FILES = {
-  q4: "model_q4.onnx",
-  q8: "model_quantized.onnx",
-  q4f16: "model_q4f16.onnx",
-  fp16: "model_fp16.onnx",
-  fp32: "model.onnx",
-};
-const HALF = new Set(["fp16", "q4f16"]);
+import { PLACES, choose, impossible } from "./choose.mjs";
+import { isolationFault, threadCount } from "./isolation.mjs";
+import { findMachine, findModel, modelPlace } from "./model.mjs";
+
 const MAX_NEW_TOKENS = 512;
-const MAX_CHUNKS = 100; // of 2 GB each
+/** Milliseconds over which the rate of a download is taken. */
+const RATE_WINDOW = 4000;
 
 const parameters = new URLSearchParams(location.search);
 const element = (id) => document.getElementById(id);
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
+const amount = (count, thing) => `${count} ${thing}${count === 1 ? "" : "s"}`;
 
 const place = modelPlace(parameters.get("model") || "../");
-const worker = startWorker();
 const messages = [];
+let worker = null;
 let turn = null; // the answer being written
 let ready = false;
-
-/**
- * Where `asked` leads, as a path of this site that begins with one slash; null where it is more than plain names between
- * slashes: an address, another host (`//host`), anything encoded twice.
- */
-function modelPlace(asked) {
-  if (!/^\/?(?:(?:\.{1,2}|[\w-][\w.+ -]*)(?:\/|$))*$/.test(asked)) return null;
-  const { origin, pathname } = new URL(asked, location.href);
-  if (origin !== location.origin) return null;
-  return `/${pathname.replace(/^\/+/, "")}`.replace(/\/$/, "") || "/.";
-}
+let started = 0; // when the load began
+let samples = []; // of the download: [when, bytes]
 
 /**
  * The worker, of a module that imports the real one: a worker of such an address takes this page's Content-Security-
@@ -42,44 +32,10 @@ function modelPlace(asked) {
 function startWorker() {
   const source = `import ${JSON.stringify(new URL("./worker.mjs", import.meta.url).href)};`;
   const address = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
-  return new Worker(address, { type: "module" });
-}
-
-/** Whether `response` is the file that was asked for: many hosts answer what is missing with their start page. */
-function isFile(response) {
-  return response.ok && !/^text\/html\b/i.test(response.headers.get("content-type") ?? "");
-}
-
-/** The size of the files of each dtype in bytes, null where a part is missing; a dtype without files is left out. */
-async function findFiles() {
-  if (place === null) throw new Error("?model= is no folder of this site: give plain names, such as ?model=../my-model");
-  const response = await fetch(`${location.origin}${place}/config.json`);
-  if (!isFile(response)) throw new Error(`${place}/config.json is not there (${response.status}): put this page beside the model`);
-  const config = await response.json().catch(() => null);
-  if (config?.model_type === undefined) throw new Error(`${place}/config.json is no config of a model: put this page beside the model`);
-  element("title").textContent = decodeURIComponent(place.split("/").at(-1)).replace(/^\.$/, "") || "LFM2 chat";
-  const chunks = config["transformers.js_config"]?.use_external_data_format ?? {};
-  const size = async (name) => {
-    const head = await fetch(`${location.origin}${place}/onnx/${name}`, { method: "HEAD" });
-    return isFile(head) ? Number(head.headers.get("content-length") ?? 0) : null;
-  };
-  const found = new Map();
-  for (const [dtype, file] of Object.entries(FILES)) {
-    const own = await size(file);
-    if (own === null) continue;
-    const count = Math.min(Math.max(Math.trunc(Number(chunks[file] ?? 0)) || 0, 0), MAX_CHUNKS);
-    const names = Array.from({ length: count }, (_, k) => `${file}_data${k ? `_${k}` : ""}`);
-    const sizes = await Promise.all(names.map(size));
-    found.set(dtype, sizes.includes(null) ? null : sizes.reduce((sum, bytes) => sum + bytes, own));
-  }
-  return found;
-}
-
-/** Which devices this browser has: [[device, its name, computes in float16], ...]. */
-async function findDevices() {
-  const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
-  const gpu = adapter ? [["webgpu", "GPU (WebGPU)", adapter.features.has("shader-f16")]] : [];
-  return [...gpu, ["wasm", "processor (wasm)", false]];
+  const made = new Worker(address, { type: "module" });
+  made.addEventListener("message", ({ data }) => heard[data.kind](data));
+  made.addEventListener("error", (event) => heard.error({ action: "load", text: event.message || "the worker did not start" }));
+  return made;
 }
 
 function choices(select, entries, chosen) {
@@ -92,15 +48,15 @@ function choices(select, entries, chosen) {
   );
 }
 
-function offerFiles(files, devices) {
-  const half = devices.find(([device]) => device === element("device").value)[2];
-  const usable = [...files.keys()].filter((dtype) => half || !HALF.has(dtype));
-  const wanted = [element("dtype").value, parameters.get("dtype"), half ? "q4f16" : "q4"];
-  const chosen = wanted.find((dtype) => usable.includes(dtype)) ?? usable[0];
+/** Offer the files for the device that is chosen, and say what was chosen and why. */
+function offer(files, machine, fault, wish) {
+  const { device, dtype, why } = choose(files, machine, wish);
   const size = (bytes) => (bytes === null ? "incomplete" : megabytes(bytes));
-  const entries = [...files].map(([dtype, bytes]) => [dtype, `${dtype} · ${size(bytes)}`, usable.includes(dtype)]);
-  choices(element("dtype"), entries, chosen);
-  element("load").disabled = chosen === undefined;
+  const entries = [...files].map(([name, file]) => [name, `${name} · ${size(file.bytes)}`, impossible(name, file, device, machine) === null]);
+  choices(element("dtype"), entries, dtype);
+  element("device").value = device;
+  element("choice").textContent = device === "wasm" && fault !== null ? `${why} One thread: ${fault}.` : why;
+  element("load").disabled = dtype === null || turn !== null;
 }
 
 function show(kind, text) {
@@ -118,18 +74,34 @@ function idle() {
   element("send").textContent = "Send";
   element("send").disabled = !ready;
   element("message").disabled = !ready;
-  element("load").disabled = false;
+  element("load").disabled = element("dtype").value === "";
+}
+
+/** Bytes a second of the last seconds; null where there is nothing to tell yet. */
+function rate(now, done) {
+  samples = [...samples.filter(([when]) => now - when < RATE_WINDOW), [now, done]];
+  const [[when, bytes]] = samples;
+  return now - when > 500 && done > bytes ? ((done - bytes) * 1000) / (now - when) : null;
 }
 
 const heard = {
   progress: ({ done, total }) => {
+    const now = performance.now();
+    if (done >= total) {
+      element("progress").removeAttribute("value");
+      element("loaded").textContent = `${megabytes(done)} are here; starting`;
+      return;
+    }
+    const speed = rate(now, done);
     element("progress").value = done / total;
-    element("loaded").textContent = `${megabytes(done)} of ${megabytes(total)}`;
+    element("loaded").textContent = `${megabytes(done)} of ${megabytes(total)}${speed === null ? "" : ` · ${megabytes(speed)}/s`}`;
   },
-  ready: () => {
+  ready: ({ dtype, device, threads }) => {
     ready = true;
     element("loading").hidden = true;
-    element("status").textContent = `${element("dtype").value} on ${element("device").value} is ready`;
+    const seconds = ((performance.now() - started) / 1000).toFixed(1);
+    const running = device === "wasm" ? `, ${amount(threads, "thread")}` : "";
+    element("status").textContent = `${dtype} on ${PLACES[device]} is ready after ${seconds} s${running}`;
     element("message").placeholder = "Write a message";
     idle();
     element("message").focus();
@@ -138,9 +110,9 @@ const heard = {
     turn.textContent += text;
     element("chat").scrollTop = element("chat").scrollHeight;
   },
-  speed: ({ count, rate, wait }) => {
-    const speed = rate === null ? "" : ` · ${rate.toFixed(1)} tokens/s`;
-    element("status").textContent = `${count} tokens${speed} · first after ${wait.toFixed(2)} s`;
+  speed: ({ count, rate: speed, wait }) => {
+    const decoded = speed === null ? "" : ` · ${speed.toFixed(1)} tokens/s`;
+    element("status").textContent = `${amount(count, "token")}${decoded} · first after ${wait.toFixed(2)} s`;
   },
   done: () => {
     messages.push({ role: "assistant", content: turn.textContent });
@@ -160,20 +132,6 @@ const heard = {
     idle();
   },
 };
-
-worker.addEventListener("message", ({ data }) => heard[data.kind](data));
-worker.addEventListener("error", (event) => heard.error({ action: "load", text: event.message || "the worker did not start" }));
-
-element("setup").addEventListener("submit", (event) => {
-  event.preventDefault();
-  ready = false;
-  idle();
-  element("load").disabled = true;
-  element("loading").hidden = false;
-  element("progress").removeAttribute("value");
-  element("loaded").textContent = "starting";
-  worker.postMessage({ action: "load", origin: location.origin, place, dtype: element("dtype").value, device: element("device").value });
-});
 
 element("ask").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -198,15 +156,43 @@ element("message").addEventListener("keydown", (event) => {
   element("ask").requestSubmit();
 });
 
+function load(files, threads) {
+  const [dtype, device] = [element("dtype").value, element("device").value];
+  ready = false;
+  idle();
+  element("load").disabled = true;
+  element("loading").hidden = false;
+  element("progress").removeAttribute("value");
+  element("loaded").textContent = "starting";
+  element("status").textContent = "";
+  started = performance.now();
+  samples = [];
+  worker ??= startWorker();
+  worker.postMessage({ action: "load", origin: location.origin, place, dtype, device, threads, bytes: files.get(dtype).bytes });
+}
+
 try {
-  const [files, devices] = await Promise.all([findFiles(), findDevices()]);
+  const fault = await isolationFault();
+  const threads = threadCount(fault, parameters.get("threads"));
+  const [{ name, files }, machine] = await Promise.all([findModel(place), findMachine(threads)]);
+  element("title").textContent = name;
+  const devices = machine.gpu === null ? ["wasm"] : ["webgpu", "wasm"];
+  const names = { webgpu: "GPU (WebGPU)", wasm: "processor (wasm)" };
   choices(
     element("device"),
-    devices.map(([device, name]) => [device, name]),
-    parameters.get("device") ?? devices[0][0],
+    devices.map((device) => [device, names[device]]),
+    null,
   );
-  element("device").addEventListener("change", () => offerFiles(files, devices));
-  offerFiles(files, devices);
+  const known = (name, among) => (among.includes(parameters.get(name)) ? parameters.get(name) : null);
+  offer(files, machine, fault, { device: known("device", devices), dtype: known("dtype", [...files.keys()]) });
+  element("device").addEventListener("change", () => offer(files, machine, fault, { device: element("device").value, dtype: null }));
+  element("dtype").addEventListener("change", () => {
+    offer(files, machine, fault, { device: element("device").value, dtype: element("dtype").value });
+  });
+  element("setup").addEventListener("submit", (event) => {
+    event.preventDefault();
+    load(files, threads);
+  });
 } catch (error) {
   show("error", String(error?.message ?? error));
 }

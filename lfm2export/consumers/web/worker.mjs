@@ -37,20 +37,26 @@ function fetchFrom(origin) {
   };
 }
 
-async function load({ origin, place, dtype, device }) {
+/**
+ * Load a file of `bytes` in all.
+ *
+ * Progress counts the model's own files; where their host says no length, `bytes` stands for the sum.
+ */
+async function load({ origin, place, dtype, device, threads, bytes }) {
   env.fetch = fetchFrom(origin);
+  env.backends.onnx.wasm.numThreads = threads; // counts until the first session is made
   await model?.dispose();
   model = null;
   const files = new Map();
   const report = (event) => {
-    if (event.status !== "progress" || !(event.total > 0)) return;
+    if (event.status !== "progress" || !event.file.startsWith("onnx/")) return;
     files.set(event.file, [event.loaded, event.total]);
-    const [done, total] = [...files.values()].reduce(([a, b], [c, d]) => [a + c, b + d], [0, 0]);
-    postMessage({ kind: "progress", done, total });
+    const [done, stated] = [...files.values()].reduce(([a, b], [c, d]) => [a + c, b + (d > 0 ? d : c)], [0, 0]);
+    postMessage({ kind: "progress", done, total: Math.max(bytes ?? 0, stated) });
   };
   tokenizer = await AutoTokenizer.from_pretrained(place);
-  model = await AutoModelForCausalLM.from_pretrained(place, { dtype, device, progress_callback: report });
-  postMessage({ kind: "ready" });
+  model = breathing(await AutoModelForCausalLM.from_pretrained(place, { dtype, device, progress_callback: report }));
+  postMessage({ kind: "ready", dtype, device, threads: env.backends.onnx.wasm.numThreads });
 }
 
 /**
@@ -80,7 +86,8 @@ async function answer({ messages, greedy, limit }) {
       count += 1;
       first ??= performance.now();
       const seconds = (performance.now() - first) / 1000;
-      postMessage({ kind: "speed", count, rate: count > 1 ? (count - 1) / seconds : null, wait: (first - started) / 1000 });
+      const rate = count > 1 ? (count - 1) / seconds : null;
+      postMessage({ kind: "speed", count, rate, wait: (first - started) / 1000 });
     },
   });
   await model.generate({
@@ -90,7 +97,22 @@ async function answer({ messages, greedy, limit }) {
     stopping_criteria: stop,
     streamer,
   });
-  postMessage({ kind: "done", prompt: inputs.input_ids.dims[1] });
+  postMessage({ kind: "done" });
+}
+
+const breath = new MessageChannel();
+
+/** Compute each step in a turn of its own: wasm waits for nothing, and a message (stop) would be heard after the last. */
+function breathing(loaded) {
+  const forward = loaded.forward.bind(loaded);
+  loaded.forward = async (inputs) => {
+    await new Promise((resolve) => {
+      breath.port1.onmessage = resolve;
+      breath.port2.postMessage(null);
+    });
+    return forward(inputs);
+  };
+  return loaded;
 }
 
 /** What to tell a reader about `error`. */
