@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,15 +16,12 @@ from PIL import Image
 
 from lfm2export.consumers.asked import Asked
 from lfm2export.consumers.chat_page import FOLDER, write_chat_page
-from lfm2export.consumers.locate import JS
 from lfm2export.consumers.prompts import CARD_MAX_NEW_TOKENS, Prompt
 from lfm2export.errors import ArtifactError, OutputError
+from page_visit import PHONE, QUESTION, visit_page
 from standin import write_standin
 
 pytestmark = pytest.mark.consumer
-
-PHONE = {"width": 390, "height": 844}
-QUESTION = "What is the capital of France?"
 
 
 @pytest.fixture(scope="module")
@@ -38,24 +34,8 @@ def site(shipped_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def visit(site: Path, tmp_path: Path, **fields: Any) -> dict[str, Any]:
-    request, answer = tmp_path / "request.json", tmp_path / "answer.json"
-    given = {
-        "folder": str(site),
-        "page": f"my model/{FOLDER}/",
-        "dtype": "q4",
-        "device": "wasm",
-        "greedy": True,
-        "messages": [QUESTION],
-        "viewport": PHONE,
-        **fields,
-    }
-    request.write_text(json.dumps(given), encoding="utf-8")
-    ran = subprocess.run(
-        ["node", str(JS / "visit.mjs"), str(request), str(answer)], capture_output=True, text=True, timeout=300
-    )
-    assert answer.exists(), ran.stderr
-    found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-    return found
+    given = {"folder": str(site), "page": f"my model/{FOLDER}/", "dtype": "q4", "device": "wasm", **fields}
+    return visit_page(tmp_path, **given)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
