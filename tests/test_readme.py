@@ -43,7 +43,7 @@ def test_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(commands) >= 4
     for line in commands:
         arguments = shlex.split(line)[1:]
-        if arguments[0] in ("synth", "check-consumers", "serve") or "--runtime" in arguments:  # they have their own tests
+        if arguments[0] in ("synth", "check-consumers", "serve") or "--runtime" in arguments:  # have tests of their own
             continue
         extra = {"build": ["--force", "--no-verify"], "verify": ["--quick"]}.get(arguments[0], [])
         result = CliRunner().invoke(main, [*arguments, *extra])

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lfm2export.contract import MODEL_FILES, past_conv, past_key_value
+from lfm2export.contract import MICROSOFT, MODEL_FILES, past_conv, past_key_value
 from lfm2export.errors import ArtifactError
 from lfm2export.package.graph import GraphFacts, read_graph
 from lfm2export.package.manifest import read_manifest
@@ -27,8 +27,8 @@ from lfm2export.untrusted.paths import find_file
 
 SCHEMA = 1
 
-#: The operator whose products are of 8 bits.
-INT8_PRODUCT = "MatMulInteger"
+#: The operators whose products are of 8 bits.
+INT8_PRODUCTS = ("MatMulInteger", f"{MICROSOFT}.MatMulIntegerToFloat", f"{MICROSOFT}.DynamicQuantizeMatMul")
 
 #: What a GPU computes alone, and the type of caches with which it cannot.
 FOR_GPUS = ("q4", "q4f16", "fp16")
@@ -67,7 +67,7 @@ def _described(path: Path, artifact: Path, spec: ModelSpec) -> PageFile:
         bytes=sum(one.stat().st_size for one in (path, *data) if one.is_file()),
         largest=max((tensor.bytes for tensor in facts.initializers), default=0),
         cache=_cache(facts, spec),
-        int8=INT8_PRODUCT in facts.op_counts,
+        int8=any(name in facts.op_counts for name in INT8_PRODUCTS),
     )
 
 
