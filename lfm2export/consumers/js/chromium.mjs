@@ -29,9 +29,12 @@ export async function findBrowser() {
   return null;
 }
 
+/** The most that was seen so far: Chromium resets its processes' high-water marks. */
+let highest = 0;
+
 /**
  * Memory in bytes of the largest process that computes a page of this process's browser, {resident, peak}; null each where
- * the system does not tell (Linux does).
+ * the system does not tell (Linux does). peak: the high-water marks at every call until now.
  */
 export async function pageMemory() {
   const parents = new Map();
@@ -45,8 +48,9 @@ export async function pageMemory() {
     if (command.includes("--type=renderer")) pages.push([Number(pid), field("VmRSS") * 1024, field("VmHWM") * 1024]);
   }
   const ours = (pid) => pid === process.pid || (pid > 1 && ours(parents.get(pid) ?? 0));
-  const [, resident, peak] = pages.filter(([pid]) => ours(pid)).sort((a, b) => b[1] - a[1])[0] ?? [];
-  return { resident: resident || null, peak: peak || null };
+  const found = pages.filter(([pid]) => ours(pid));
+  highest = Math.max(highest, ...found.map(([, , peak]) => peak || 0));
+  return { resident: Math.max(0, ...found.map(([, resident]) => resident || 0)) || null, peak: highest || null };
 }
 
 /**
