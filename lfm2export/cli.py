@@ -78,6 +78,13 @@ def _end(good: bool) -> None:
     show_default=True,
     help="q8: weights by channel and activations by token in 8 bits; blocks is exacter, and slow in browsers.",
 )
+@click.option(
+    "--kv-cache",
+    type=click.Choice(["native", "int8"]),
+    default="native",
+    show_default=True,
+    help="Keys and values of q4 and q8; int8: a quarter of the memory, faster from some thousand tokens on, CPUs only.",
+)
 @click.option("--calibrate", is_flag=True, help="Fit q4 and q4f16 to what their matrices see in text; takes minutes.")
 @click.option(
     "--calibration-text",

@@ -7,6 +7,7 @@ symbol, so hidden size, L_cache, KV heads and head_dim are integers.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +16,7 @@ from lfm2export.spec import CONV, ModelSpec
 Dim = int | str
 LogitsMode = Literal["last", "all"]
 CacheDtype = Literal["float32", "float16"]
+KvCache = Literal["native", "int8"]
 
 BATCH = "batch_size"
 SEQUENCE = "sequence_length"
@@ -33,7 +35,7 @@ MICROSOFT = "com.microsoft"
 MICROSOFT_OPSET = 1
 
 #: numpy name of an element type -> its ONNX name.
-ONNX_TYPES = {"int64": "INT64", "float32": "FLOAT", "float16": "FLOAT16"}
+ONNX_TYPES = {"int64": "INT64", "float32": "FLOAT", "float16": "FLOAT16", "int8": "INT8"}
 
 #: A browser's ArrayBuffer holds 2,145,386,496 bytes at most; no chunk of external data is larger.
 MAX_CHUNK_BYTES = 2_145_386_496
@@ -49,6 +51,13 @@ MODEL_FILES = {
 
 #: dtypes whose caches are float16.
 HALF_DTYPES = ("fp16", "q4f16")
+
+#: The first onnxruntime whose CPU kernel of GroupQueryAttention takes int8 keys and values; 1.26 fails at the second
+#: step.
+FIRST_INT8_RELEASE = (1, 27)
+
+#: dtypes whose keys and values may be int8: those for CPUs. fp32 is the reference, and float16 files are for GPUs.
+INT8_KV_DTYPES = ("q8", "q4")
 
 
 @dataclass(frozen=True)
@@ -95,16 +104,26 @@ def present_key_value(layer: int, kind: Literal["key", "value"]) -> str:
     return f"present.{layer}.{kind}"
 
 
+def key_value_scale(layer: int, kind: Literal["key", "value"]) -> str:
+    """The initializer, [1, K, 1, D], that int8 keys or values of `layer` are multiplied by."""
+    return f"{past_key_value(layer, kind)}.scale"
+
+
 def cache_dtype(dtype: str) -> CacheDtype:
     """Element type of the caches of an artifact file of this `dtype`."""
     return "float16" if dtype in HALF_DTYPES else "float32"
 
 
-def caches(spec: ModelSpec, dtype: CacheDtype) -> tuple[Cache, ...]:
+def held_kv_cache(inputs: Iterable[Tensor]) -> KvCache:
+    """How a graph with these inputs holds keys and values."""
+    return "int8" if any(tensor.dtype == "int8" for tensor in inputs) else "native"
+
+
+def caches(spec: ModelSpec, dtype: CacheDtype, kv: KvCache = "native") -> tuple[Cache, ...]:
     """Every cache tensor in layer order; key before value.
 
     Conv states are [B, H, L]; keys and values are [B, K, P, D] in and [B, K, T, D] out, packed to the front of each
-    row.
+    row, of the type `dtype` or int8 codes (`key_value_scale`).
     """
     found: list[Cache] = []
     for layer, layer_type in enumerate(spec.layer_types):
@@ -115,15 +134,18 @@ def caches(spec: ModelSpec, dtype: CacheDtype) -> tuple[Cache, ...]:
             continue
         for kind in ("key", "value"):
             heads, size = spec.num_key_value_heads, spec.head_dim
-            past = Tensor(past_key_value(layer, kind), dtype, (BATCH, heads, PAST, size))
-            present = Tensor(present_key_value(layer, kind), dtype, (BATCH, heads, TOTAL, size))
+            held = dtype if kv == "native" else "int8"
+            past = Tensor(past_key_value(layer, kind), held, (BATCH, heads, PAST, size))
+            present = Tensor(present_key_value(layer, kind), held, (BATCH, heads, TOTAL, size))
             found.append(Cache(layer, kind, past, present))
     return tuple(found)
 
 
-def contract(spec: ModelSpec, dtype: CacheDtype = "float32", logits: LogitsMode = "last") -> Contract:
+def contract(
+    spec: ModelSpec, dtype: CacheDtype = "float32", logits: LogitsMode = "last", kv: KvCache = "native"
+) -> Contract:
     """The contract of DESIGN "Graph I/O" for `spec`. Logits are float32 for every dtype."""
-    held = caches(spec, dtype)
+    held = caches(spec, dtype, kv)
     inputs = (
         Tensor(INPUT_IDS, "int64", (BATCH, SEQUENCE)),
         Tensor(ATTENTION_MASK, "int64", (BATCH, TOTAL)),

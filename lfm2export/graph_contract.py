@@ -12,13 +12,19 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 
-def check_contract(model: ir.Model, spec: ModelSpec, dtype: str, logits: contract.LogitsMode) -> None:
+def check_contract(
+    model: ir.Model,
+    spec: ModelSpec,
+    dtype: str,
+    logits: contract.LogitsMode,
+    kv: contract.KvCache = "native",
+) -> None:
     """Names, order, types and axes of inputs and outputs are the contract's.
 
     Raises:
         GraphError: they are not; the message names the first that differs.
     """
-    wanted = contract.contract(spec, contract.cache_dtype(dtype), logits)
+    wanted = contract.contract(spec, contract.cache_dtype(dtype), logits, kv)
     for kind, values, tensors in (
         ("input", model.graph.inputs, wanted.inputs),
         ("output", model.graph.outputs, wanted.outputs),

@@ -176,7 +176,8 @@ def contract_problems(facts: GraphFacts, spec: ModelSpec, dtype: str, logits: Lo
         problems.append(f"opset is {facts.opsets.get('', 0)}, expected {contract.OPSET}")
     if facts.ir_version != contract.IR_VERSION:
         problems.append(f"IR version is {facts.ir_version}, expected {contract.IR_VERSION}")
-    wanted = contract.contract(spec, contract.cache_dtype(dtype), logits or "last")
+    kv = contract.held_kv_cache(facts.inputs) if dtype in contract.INT8_KV_DTYPES else "native"
+    wanted = contract.contract(spec, contract.cache_dtype(dtype), logits or "last", kv)
     for kind, got, expected in (("input", facts.inputs, wanted.inputs), ("output", facts.outputs, wanted.outputs)):
         problems += _tensor_problems(kind, got, expected)
     return problems

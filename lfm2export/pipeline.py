@@ -18,7 +18,7 @@ from lfm2export import contract
 from lfm2export.errors import Lfm2ExportError
 from lfm2export.graph_contract import check_contract
 from lfm2export.progress import Progress, silent
-from lfm2export.recipes import RECIPES, Calibration, Chosen, Options, formats
+from lfm2export.recipes import RECIPES, Calibration, Chosen, Options, formats, kv_cache
 from lfm2export.spec import ModelSpec
 from lfm2export.untrusted.escape import one_line
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lfm2export.calibrate.text import CalibrationText
     from lfm2export.checkpoint import Checkpoint
     from lfm2export.hub import ResolvedSource
+    from lfm2export.kv_scales import KvScales
     from lfm2export.sensitivity.target import Selection
     from lfm2export.weights import WeightSource
     from lfm2export.writer import WrittenModel
@@ -149,9 +150,10 @@ def build(
         selection = _selected(equal, weights, text, fused, dtypes, options, scratch, threads, progress)
         chosen = selection.chosen if selection is not None else None
         calibrated = _calibrated(equal, text, dtypes, options, chosen, scratch, threads, progress)
+        scales = _kv_scales(checkpoint, dtypes, options, threads, progress)
         models, flushed = {}, []
         for dtype in dtypes:
-            graph = dtype_graph(fused, spec, dtype, options, chosen)
+            graph = dtype_graph(fused, spec, dtype, options, chosen, scales)
             path = folder / MODELS_FOLDER / contract.MODEL_FILES[dtype]
             held: WeightSource = checkpoint if RECIPES[dtype].body_bits is None else ahead
             if calibrated is not None and _is_mixed(dtype):
@@ -166,9 +168,10 @@ def build(
             revision=found.revision,
             source_files=hashes.result(),
             tensor_count=len(checkpoint.tensors),
-            recipe={dtype: _described(dtype, options, equal, calibrated) for dtype in dtypes},
+            recipe={dtype: _described(dtype, options, equal, calibrated, scales) for dtype in dtypes},
             options={"logits": options.logits},
             formats=selection.described() if selection is not None else None,
+            int8_caches=tuple(dtype for dtype in dtypes if kv_cache(dtype, options) == "int8"),
         )
         write_package(folder, inputs, spec, models, provenance)
         report = BuildReport(out, found, spec, models, time.monotonic() - started, calibrated, selection)
@@ -205,6 +208,11 @@ def _is_mixed(dtype: str) -> bool:
 
 
 def _check_mixed(dtypes: Sequence[str], options: Options) -> None:
+    if options.kv_cache == "int8" and all(kv_cache(dtype, options) == "native" for dtype in dtypes):
+        raise Lfm2ExportError(
+            f"--kv-cache int8 is for q4 and q8, and only {', '.join(dtypes)} is built (fp32 is the reference, float16 "
+            "is for GPUs, whose kernels read other caches); add --dtype q4, or leave it out"
+        )
     for asked, option in ((options.calibration, "--calibrate"), (options.target, "the target")):
         if asked is not None and not any(_is_mixed(dtype) for dtype in dtypes):
             raise Lfm2ExportError(
@@ -296,8 +304,30 @@ def _calibrated(
     return calibrate(checkpoint, blocks.of, text, folder, threads=threads, progress=progress)
 
 
-def _described(dtype: str, options: Options, source: Checkpoint, calibrated: Calibrated | None) -> dict[str, Any]:
+def _kv_scales(
+    checkpoint: Checkpoint, dtypes: Sequence[str], options: Options, threads: int, progress: Progress
+) -> KvScales | None:
+    """Scales of int8 keys and values, where a file of `dtypes` has them; those files share them."""
+    if all(kv_cache(dtype, options) == "native" for dtype in dtypes):
+        return None
+    from lfm2export.calibrate.caches import measure_kv_scales
+
+    return measure_kv_scales(checkpoint, threads, progress)
+
+
+def _described(
+    dtype: str, options: Options, source: Checkpoint, calibrated: Calibrated | None, scales: KvScales | None
+) -> dict[str, Any]:
     """The recipe of one file as JSON values; `source`: what its quantized matrices are made from."""
+    found = _described_weights(dtype, options, source, calibrated)
+    if scales is None or kv_cache(dtype, options) == "native":
+        return found
+    return found | {"keys and values": scales.described()}
+
+
+def _described_weights(
+    dtype: str, options: Options, source: Checkpoint, calibrated: Calibrated | None
+) -> dict[str, Any]:
     from lfm2export.equalized import Equalized
 
     stored = formats(dtype, options)
@@ -359,16 +389,22 @@ def _uncollected() -> Iterator[None]:
 
 
 def dtype_graph(
-    fused: ir.Model, spec: ModelSpec, dtype: str, options: Options, chosen: Chosen | None = None
+    fused: ir.Model,
+    spec: ModelSpec,
+    dtype: str,
+    options: Options,
+    chosen: Chosen | None = None,
+    scales: KvScales | None = None,
 ) -> ir.Model:
     """The graph of one file: a copy of the fused graph after the precision passes of `dtype`, held to the contract.
 
-    chosen: formats of single matrices, for files with a 4-bit body.
+    chosen: formats of single matrices, for files with a 4-bit body. scales: of int8 keys and values; None where only
+    the size of the graph matters.
     """
     from lfm2export import passes
     from lfm2export.passes.precision import precision_passes
 
     model = fused.clone()
-    passes.run(model, spec, precision_passes(dtype, options, chosen))
-    check_contract(model, spec, dtype, options.logits)
+    passes.run(model, spec, precision_passes(dtype, spec, options, chosen, scales))
+    check_contract(model, spec, dtype, options.logits, kv_cache(dtype, options))
     return model

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from lfm2export.contract import LogitsMode
+from lfm2export.contract import INT8_KV_DTYPES, KvCache, LogitsMode
 from lfm2export.errors import Lfm2ExportError
 from lfm2export.weights import BlockFormat, ChannelFormat, Quantizer
 
@@ -84,6 +84,8 @@ class Options:
     lookup: how the quantized table is read; see `passes.lookup`.
     q8: "channels" rounds weights per output channel and activations per token, both to 8 bits (see
         `passes.int8_matmul`); "blocks" rounds weights in blocks, exacter and slower.
+    kv_cache: keys and values of q4 and q8 as the dtype has them ("native"), or as int8 with scales measured on text
+        (see `passes.int8_cache`).
     calibration: of the matrices of q4 and q4f16 (see `calibrate`); None takes each by itself.
     target: of q4 and q4f16: the format of every matrix is chosen for it (see `sensitivity`), whatever `block_size`,
         `symmetric` and `table_bits` say, which then are those of q8 alone.
@@ -96,6 +98,7 @@ class Options:
     quantizer: Quantizer = "search"
     lookup: LookupKind = "portable"
     q8: Int8Form = "channels"
+    kv_cache: KvCache = "native"
     calibration: Calibration | None = None
     target: Target | None = None
 
@@ -172,6 +175,11 @@ def channel_format(dtype: str, options: Options) -> ChannelFormat | None:
     if RECIPES[dtype].body_bits == 8 and options.q8 == "channels":
         return ChannelFormat()
     return None
+
+
+def kv_cache(dtype: str, options: Options) -> KvCache:
+    """How the file of `dtype` holds keys and values."""
+    return options.kv_cache if dtype in INT8_KV_DTYPES else "native"
 
 
 def body_format(dtype: str, options: Options) -> BlockFormat | None:

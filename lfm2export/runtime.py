@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -24,8 +25,10 @@ from lfm2export import contract
 from lfm2export.artifact import find_model, resolve_data
 from lfm2export.contract import MODEL_FILES, LogitsMode
 from lfm2export.errors import ArtifactError, StepError
+from lfm2export.kv_scales import Scales, dequantized, read_scales
 from lfm2export.spec import ModelSpec, parse_spec, read_config
 from lfm2export.steps import Logits, Mask, Tokens, row_lengths, step_inputs
+from lfm2export.untrusted.onnx_file import parse_model, read_model
 
 #: Capacity of a fresh growing buffer, in tokens.
 FIRST_CAPACITY = 256
@@ -53,7 +56,12 @@ _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 #: No more anonymous memory is needed; pages of the file stay mapped until all is packed.
 _PACK_IN_PARALLEL = "session.prepack.enable_parallel"
 
-_NUMPY_TYPES = {"tensor(int64)": "int64", "tensor(float)": "float32", "tensor(float16)": "float16"}
+_NUMPY_TYPES = {
+    "tensor(int64)": "int64",
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int8)": "int8",
+}
 
 
 @dataclass(frozen=True)
@@ -113,10 +121,12 @@ class OnnxModel:
             self.path, folder, graph, dict(zip(given or {}, self.given, strict=True)), threads, optimization, providers
         )
         self.logits_mode: LogitsMode = _logits_mode(self.session)
-        held = [value.type for value in self.session.get_inputs() if value.type == "tensor(float16)"]
-        self.cache_dtype: contract.CacheDtype = "float16" if held else "float32"
-        self.contract = contract.contract(self.spec, self.cache_dtype, self.logits_mode)
+        held = {value.type for value in self.session.get_inputs()}
+        self.cache_dtype: contract.CacheDtype = "float16" if "tensor(float16)" in held else "float32"
+        self.kv_cache: contract.KvCache = "int8" if "tensor(int8)" in held else "native"
+        self.contract = contract.contract(self.spec, self.cache_dtype, self.logits_mode, self.kv_cache)
         self.recorded = tuple(recorded)
+        self._graph = graph
         faults = interface_faults(self.session, self.contract, self.recorded)
         if faults:
             more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
@@ -170,8 +180,22 @@ class OnnxModel:
             raise StepError(f"{self.path.name}: onnxruntime fails at this step ({_one_line(error)})") from error
 
     def read_caches(self, state: CopyState) -> tuple[NDArray[Any], ...]:
-        """Every cache tensor in contract order; keys and values [B, K, P, D] with each row packed to the front."""
-        return state.caches
+        """Every cache tensor in contract order; keys and values [B, K, P, D] with each row packed to the front.
+
+        int8 codes come times their scales, as float32.
+
+        Raises:
+            ArtifactError: the file does not say what its scales are.
+        """
+        return dequantized(state.caches, self.scales)
+
+    @cached_property
+    def scales(self) -> Scales:
+        """What codes of each cache are multiplied by, [1, K, 1, D]; no step needs it. Raises as :meth:`read_caches`."""
+        if self.kv_cache == "native":
+            return (None,) * len(self.contract.caches)
+        model = read_model(self.path) if self._graph is None else parse_model(self._graph, self.path)
+        return read_scales(model, self.contract.caches)
 
 
 @dataclass
@@ -240,10 +264,13 @@ class BufferedModel:
     def read_caches(self, state: BufferedState) -> tuple[NDArray[Any], ...]:
         """Views of every cache tensor in contract order; keys and values [B, K, capacity, D], packed to the front.
 
-        Slots from a row's length on are scratch. The next step changes what a view shows.
+        Slots from a row's length on are scratch. The next step changes what a view shows. int8 codes are no views, but
+        come times their scales, and raise, as in :meth:`OnnxModel.read_caches`.
         """
         held = state.held.buffers | state.held.convs[state.committed[1]]
-        return tuple(held[cache.past.name].array for cache in self.model.contract.caches)
+        return dequantized(
+            tuple(held[cache.past.name].array for cache in self.model.contract.caches), self.model.scales
+        )
 
     def _reserve(self, state: BufferedState, batch: int, total: int) -> None:
         """Give the key and value buffers room for `total` tokens."""

@@ -23,6 +23,9 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 #: Key of an `onnx_ir.Value`'s meta store under which its recipe lies.
 RECIPE = "lfm2export.recipe"
 
+#: Key under which an initializer with values says that its name is meant, and stays.
+NAMED = "lfm2export.named"
+
 
 def stacked_name(parts: Sequence[str]) -> str:
     """Name of the matrix stacked of source tensors: `model.layers.0.feed_forward.w1.weight+w3`."""

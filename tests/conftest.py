@@ -57,6 +57,13 @@ def tiny_artifact(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
+def int8_caches(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """q8 and q4 of the tiny checkpoint with int8 keys and values."""
+    out = tmp_path_factory.mktemp("tiny") / "out-int8"
+    return build(str(tiny_source), dtypes=["q8", "q4"], options=Options(kv_cache="int8"), out=out).folder
+
+
+@pytest.fixture(scope="session")
 def shipped_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All five files of the shipped model."""
     return build(None, dtypes=list(RECIPES), out=tmp_path_factory.mktemp("shipped") / "out").folder

@@ -230,7 +230,7 @@ def test_a_precision_pass_that_fires_too_rarely_is_an_error(dtype: str) -> None:
     """A spec with one attention layer more than the graph has."""
     spec = replace(SPEC, layer_types=(CONV, FULL_ATTENTION, CONV))
     larger = replace(spec, layer_types=(*spec.layer_types, FULL_ATTENTION))
-    steps = precision_passes(dtype, chosen("last"))
+    steps = precision_passes(dtype, spec, chosen("last"))
     if dtype == "fp32":
         with pytest.raises(GraphError, match="fp32: 7 inputs, the contract says 9"):
             dtype_graph(shared_fused(spec), larger, dtype, chosen("last"))
@@ -254,11 +254,11 @@ def test_reasons_of_refusals_are_in_the_error_and_a_pass_may_not_fire_too_often(
 def test_run_counts_firings() -> None:
     spec = GRAPHS["last"]
     model = fused(spec)
-    steps = precision_passes("q4", chosen("last"))
+    steps = precision_passes("q4", spec, chosen("last"))
     assert passes.run(model, spec, steps) == {step.name: step.expected(spec) for step in steps}
     assert [step.name for step in steps] == ["block_quantize", "block_table", "naming"]
-    assert [step.name for step in precision_passes("fp32", Options())] == ["naming"]
-    assert next(step.name for step in precision_passes("q4f16", Options())) == "half"
+    assert [step.name for step in precision_passes("fp32", spec, Options())] == ["naming"]
+    assert next(step.name for step in precision_passes("q4f16", spec, Options())) == "half"
     assert "last_token" not in [step.name for step in passes.fusions("all")]
 
 

@@ -25,7 +25,7 @@ from lfm2export.bench.machine import machine
 from lfm2export.bench.results import BenchResult, ContextResult, FileResult, spread
 from lfm2export.bench.traffic import cache_bytes, weight_bytes
 from lfm2export.consumers.transformers_js import DEFAULT_DTYPES
-from lfm2export.contract import MODEL_FILES, cache_dtype
+from lfm2export.contract import MODEL_FILES, cache_dtype, held_kv_cache
 from lfm2export.errors import ArtifactError, FaultError, Lfm2ExportError, StepError
 from lfm2export.package.graph import read_graph
 from lfm2export.progress import Progress, silent
@@ -211,6 +211,7 @@ def _file(
     dtype: str, path: Path, spec: ModelSpec, answers: _Answers, contexts: Sequence[int], bandwidth: float | None
 ) -> FileResult:
     weights = weight_bytes(path)
+    kv = held_kv_cache(read_graph(path).inputs)
     size = sum(file.stat().st_size for file in _files(path))
     first = answers.loads[0]
     loaded = first["loaded_resident"]
@@ -227,7 +228,7 @@ def _file(
         contexts=tuple(
             _context(context, [run for run in answers.runs if run["context"] == context], reads, bandwidth, spec)
             for context in contexts
-            for reads in [weights + cache_bytes(spec, cache_dtype(dtype), context)]
+            for reads in [weights + cache_bytes(spec, cache_dtype(dtype), context, kv)]
         ),
     )
 

@@ -56,14 +56,14 @@ def weight_bytes(path: Path) -> int:
     return _graph_bytes(graph, {})
 
 
-def cache_bytes(spec: ModelSpec, dtype: contract.CacheDtype, context: int) -> int:
+def cache_bytes(spec: ModelSpec, dtype: contract.CacheDtype, context: int, kv: contract.KvCache = "native") -> int:
     """Bytes of caches that a decode step with `context` tokens in the past reads, all layers together.
 
     Keys and values are [1, K, P, D] each, conv states [1, H, L].
     """
     sizes = {contract.BATCH: 1, contract.PAST: context}
     total = 0
-    for cache in contract.caches(spec, dtype):
+    for cache in contract.caches(spec, dtype, kv):
         shape = (sizes[size] if isinstance(size, str) else size for size in cache.past.shape)
         total += math.prod(shape) * np.dtype(cache.past.dtype).itemsize
     return total

@@ -27,7 +27,9 @@ def write_package(folder: Path, inputs: PackageInputs, spec: ModelSpec, models: 
     Raises:
         OSError: the folder cannot be written (`staging` translates it).
     """
-    _write_json(folder / "config.json", artifact_config(inputs.config, spec, inputs.tokens, chunk_counts(models)))
+    chunks = chunk_counts(models)
+    config = artifact_config(inputs.config, spec, inputs.tokens, chunks, provenance.int8_caches)
+    _write_json(folder / "config.json", config)
     _write_json(folder / "generation_config.json", inputs.generation)
     _write_json(folder / "tokenizer_config.json", inputs.tokenizer_settings)
     search = genai_config(spec, inputs.tokens, inputs.generation, models, inputs.default_length)

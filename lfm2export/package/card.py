@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
-from lfm2export.contract import HALF_DTYPES, MODEL_FILES
+from lfm2export.contract import FIRST_INT8_RELEASE, HALF_DTYPES, MODEL_FILES
 from lfm2export.errors import ArtifactError
 from lfm2export.package.config import device_dtypes
 from lfm2export.package.front_matter import SourceCard, dump, front_matter
@@ -107,10 +107,13 @@ def render_card(
         filename=MODEL_FILES[dtype],
         options=[MODEL_FILES[d] for d in MODEL_FILES if d in models],
         half=dtype in HALF_DTYPES,
+        int8_caches=provenance.int8_caches,
+        int8_files=[MODEL_FILES[d] for d in provenance.int8_caches],
+        first_int8_release=".".join(map(str, FIRST_INT8_RELEASE)),
         half_files=[MODEL_FILES[d] for d in HALF_DTYPES if d in models],
         plain_head_dim=spec.head_dim * spec.num_attention_heads == spec.hidden_size,
         descriptions=DESCRIPTIONS | ({} if rounding else {"q8": BLOCKS_OF_8_BITS}),
-        by_device=device_dtypes(models),
+        by_device=device_dtypes(models, provenance.int8_caches),
         rounding=rounding,
         model_files=MODEL_FILES,
         models={d: models[d] for d in MODEL_FILES if d in models},

@@ -82,18 +82,23 @@ def kept_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, .
 
 
 def artifact_config(
-    kept: Mapping[str, Any], spec: ModelSpec, tokens: TokenIds, chunks: Mapping[str, int]
+    kept: Mapping[str, Any],
+    spec: ModelSpec,
+    tokens: TokenIds,
+    chunks: Mapping[str, int],
+    int8_caches: Collection[str] = (),
 ) -> dict[str, Any]:
     """The artifact's config.json: `spec` under every name that a reader looks for, and what :func:`kept_config` kept.
 
     Args:
         chunks: model file name (``model_q4.onnx``) -> number of external data files.
+        int8_caches: dtypes whose keys and values are int8.
 
     Returns:
         A new dict in alphabetical order, "transformers.js_config" last.
     """
     written = {**kept, **_normalized(spec, tokens)}
-    return dict(sorted(written.items())) | {"transformers.js_config": transformers_js_config(chunks)}
+    return dict(sorted(written.items())) | {"transformers.js_config": transformers_js_config(chunks, int8_caches)}
 
 
 def _normalized(spec: ModelSpec, tokens: TokenIds) -> dict[str, Any]:
@@ -152,27 +157,36 @@ _NORMALIZED = (
 )
 
 
-def transformers_js_config(chunks: Mapping[str, int]) -> dict[str, Any]:
+def transformers_js_config(chunks: Mapping[str, int], int8_caches: Collection[str] = ()) -> dict[str, Any]:
     """What Transformers.js cannot find out from the files alone (4.3.2: models/session.js, utils/model-loader.js).
 
     use_external_data_format: chunks by full file name; it is looked up by that name first, then by "model".
-    kv_cache_dtype: by dtype; version 3 reads it, version 4 asks the session.
+    kv_cache_dtype: by dtype, where it is not float32; version 3 reads it, version 4 asks the session.
     device_config: the dtype of each device, in place of `dtype`, where the caller names none.
     dtype: for all other devices, and what totals of progress are counted by; only where one of the files that it would
         look for by itself is missing.
     """
     present = [dtype for dtype, name in MODEL_FILES.items() if name in chunks]
     settings: dict[str, Any] = {"use_external_data_format": {name: count for name, count in chunks.items() if count}}
-    half = {dtype: "float16" for dtype in present if cache_dtype(dtype) == "float16"}
-    if half:
-        settings["kv_cache_dtype"] = half
-    by_device = device_dtypes(present)
+    held = {dtype: "int8" if dtype in int8_caches else cache_dtype(dtype) for dtype in present}
+    told = {dtype: kind for dtype, kind in held.items() if kind != "float32"}
+    if told:
+        settings["kv_cache_dtype"] = told
+    by_device = device_dtypes(present, int8_caches)
     settings["device_config"] = {device: {"dtype": dtype} for device, dtype in by_device.items()}
     if any(dtype not in present for dtype in TRANSFORMERS_JS_DEFAULTS):
         settings["dtype"] = by_device["wasm"]
     return settings
 
 
-def device_dtypes(present: Collection[str]) -> dict[str, str]:
-    """Device of Transformers.js -> the dtype of `present` that is taken there where the caller names none."""
-    return {device: next(dtype for dtype in order if dtype in present) for device, order in DEVICE_DTYPES.items()}
+def device_dtypes(present: Collection[str], int8_caches: Collection[str] = ()) -> dict[str, str]:
+    """Device of Transformers.js -> the dtype of `present` that is taken there where the caller names none.
+
+    WebGPU is left out where all files have int8 keys and values, for which it has no kernel.
+    """
+    found = {}
+    for device, order in DEVICE_DTYPES.items():
+        refused = int8_caches if device == "webgpu" else ()
+        usable = [dtype for dtype in order if dtype in present and dtype not in refused]
+        found |= {device: usable[0]} if usable else {}
+    return found

@@ -57,6 +57,7 @@ class Provenance:
     source_files: sha256 of every weight file by its name.
     recipe: options per dtype, as JSON values (block size, bits, symmetric, ...).
     options: those that hold for every dtype (logits mode, ...).
+    int8_caches: dtypes whose keys and values are int8.
     formats: what was chosen for every matrix where a target was asked for (see `sensitivity.target.Selection`).
     """
 
@@ -68,6 +69,7 @@ class Provenance:
     recipe: Mapping[str, Mapping[str, Any]]
     options: Mapping[str, Any] = field(default_factory=dict)
     formats: Mapping[str, Any] | None = None
+    int8_caches: tuple[str, ...] = ()
 
     @property
     def artifact_name(self) -> str:

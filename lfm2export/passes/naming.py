@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from lfm2export.passes.matching import Firing
 from lfm2export.spec import ModelSpec
-from lfm2export.weights import RECIPE, SCOPES
+from lfm2export.weights import NAMED, RECIPE, SCOPES
 
 _SCOPE = re.compile(r"'((?:model|lm_head)[^']*)'")
 
@@ -28,7 +28,7 @@ def expected(spec: ModelSpec) -> int:
 def fuse(model: ir.Model, spec: ModelSpec) -> Firing:
     graph = model.graph
     seen: Counter[str] = Counter()
-    for node in graph:
+    for node in ir.traversal.RecursiveGraphIterator(graph):
         node.name = _unique(f"/{_path(node)}/{node.op_type}".replace("//", "/"), seen)
         for number, value in enumerate(node.outputs):
             if not value.is_graph_output():
@@ -37,8 +37,9 @@ def fuse(model: ir.Model, spec: ModelSpec) -> Firing:
                 value.shape, value.type = None, None
         node.metadata_props.clear()
         node.doc_string = None
-    constants = [value for value in graph.initializers.values() if RECIPE not in value.meta]
-    weights = [value for value in graph.initializers.values() if RECIPE in value.meta]
+    named = {name: RECIPE in value.meta or NAMED in value.meta for name, value in graph.initializers.items()}
+    constants = [value for name, value in graph.initializers.items() if not named[name]]
+    weights = [value for name, value in graph.initializers.items() if named[name]]
     graph.initializers.clear()
     for value in weights:
         value.metadata_props.clear()

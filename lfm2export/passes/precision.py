@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from lfm2export.passes import Pass, block_quantize, half, int8_matmul, naming, silu
-from lfm2export.recipes import RECIPES, Chosen, Options, formats
+from lfm2export.kv_scales import KvScales, unmeasured
+from lfm2export.passes import Pass, block_quantize, half, int8_cache, int8_matmul, naming, silu
+from lfm2export.recipes import RECIPES, Chosen, Options, formats, kv_cache
 from lfm2export.spec import ModelSpec
 
 
-def precision_passes(dtype: str, options: Options, chosen: Chosen | None = None) -> tuple[Pass, ...]:
-    """The passes that turn the fused float32 graph into the file of `dtype`, in order; `chosen` as in `formats`."""
+def precision_passes(
+    dtype: str, spec: ModelSpec, options: Options, chosen: Chosen | None = None, scales: KvScales | None = None
+) -> tuple[Pass, ...]:
+    """The passes that turn the fused float32 graph into the file of `dtype`, in order.
+
+    chosen: as in `formats`. scales: of int8 keys and values; None where only the size of the graph matters.
+    """
     recipe = RECIPES[dtype]
     blocks = formats(dtype, options, chosen)
     steps: list[Pass] = []
@@ -25,6 +31,9 @@ def precision_passes(dtype: str, options: Options, chosen: Chosen | None = None)
     if blocks.channels is None and blocks.table is not None:
         fuse = block_quantize.table_pass(blocks, options.lookup, half=recipe.half)
         steps.append(Pass("block_table", fuse, lambda spec: 2))
+    if kv_cache(dtype, options) == "int8":
+        fuse = int8_cache.fuse_with(scales if scales is not None else unmeasured(spec))
+        steps.append(Pass("int8_cache", fuse, int8_cache.expected))
     steps.append(Pass("naming", naming.fuse, naming.expected))
     return tuple(steps)
 

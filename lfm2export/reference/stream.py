@@ -61,7 +61,7 @@ class StreamReference:
         ids, mask = torch_side.checked_step(self.spec, tokens, state, attention_mask)
         hidden, past = self.embed(ids), state.mask.shape[1]
         cuts = [(start, min(start + PIECE, ids.shape[1])) for start in range(0, ids.shape[1], PIECE)]
-        for module in self._layers():
+        for module in self.layers():
             hidden = self._forward(module, hidden, cuts, state.cache, past)
         normed = self.norm()(hidden[:, -1]).numpy()
         return self.logits(normed)[:, None], ReferenceState(mask, state.cache)
@@ -76,15 +76,15 @@ class StreamReference:
         hidden = [self.embed(torch.tensor([run.tokens])) for run in every]
         hidden[len(runs) :] = [rows * FAINT for rows in hidden[len(runs) :]]
         recorders = [Recorder(self.spec, run) for run in every]
-        for layer, module in enumerate(self._layers()):
+        for layer, module in enumerate(self.layers()):
             for index, recorder in enumerate(recorders):
                 with torch_side.faint(module) if index >= len(runs) else nullcontext():
-                    hidden[index] = self._recorded(layer, module, hidden[index], recorder)
+                    hidden[index] = self.recorded(layer, module, hidden[index], recorder)
             progress("reference", layer + 1, self.spec.num_hidden_layers, "layers")
         norm = self.norm()
         return [recorder.trace(norm(rows[0]).numpy()) for recorder, rows in zip(recorders, hidden, strict=True)]
 
-    def _recorded(self, layer: int, module: Any, hidden: torch.Tensor, recorder: Recorder) -> torch.Tensor:
+    def recorded(self, layer: int, module: Any, hidden: torch.Tensor, recorder: Recorder) -> torch.Tensor:
         """One run through one layer; what it leaves goes to `recorder`."""
         cache = DynamicCache(config=self.config)  # of which this layer alone is ever used
         cuts = recorder.run.pieces()
@@ -109,7 +109,7 @@ class StreamReference:
             logits[:, start:stop] = torch.nn.functional.linear(rows, part).numpy()
         return logits
 
-    def _layers(self) -> Iterator[Any]:
+    def layers(self) -> Iterator[Any]:
         """Every decoder layer with its weights, the next one being read while the former is in use."""
         count = self.spec.num_hidden_layers
         with ThreadPoolExecutor(1) as reader:

@@ -122,16 +122,25 @@ def read_model(path: Path, *, weights: bool = True) -> onnx.ModelProto:
     Raises:
         ArtifactError: as :func:`scan_file`.
     """
-    import onnx
-
     with opened(path) as data:
         scan(data, path)
         content = data[:] if weights else rewritten(data, weights=False)
+    return parse_model(content, path)
+
+
+def parse_model(content: bytes, what: object) -> onnx.ModelProto:
+    """The model in `content`, which :func:`scan` has passed, or which is of our own making.
+
+    Raises:
+        ArtifactError: it cannot be parsed.
+    """
+    import onnx
+
     try:
         return onnx.load_model_from_string(content)
     except Exception as problem:  # protobuf's DecodeError, for what the walk lets pass
         line = " ".join(str(problem).split())[:200]
-        raise ArtifactError(f"{path} is not a readable ONNX model ({line}); copy or download it again") from problem
+        raise ArtifactError(f"{what} is not a readable ONNX model ({line}); copy or download it again") from problem
 
 
 def opened(path: Path) -> mmap.mmap:

@@ -49,6 +49,13 @@ def test_a_row_for_the_lookup_and_all_of_it_for_the_head(tmp_path: Path) -> None
     assert weight_bytes(path) == (16 + 4) + (40 * 16 + 40 * 4)
 
 
+def test_int8_keys_and_values_are_a_quarter() -> None:
+    spec = parse_spec(tiny_config())
+    conv = len(spec.conv_layers) * spec.hidden_size * spec.conv_L_cache * 4
+    native, int8 = (cache_bytes(spec, "float32", 100, kv) - conv for kv in ("native", "int8"))
+    assert native == 4 * int8 == 4 * 2 * len(spec.attention_layers) * spec.num_key_value_heads * spec.head_dim * 100
+
+
 def test_tables_of_sines_are_read_by_the_row(tmp_path: Path) -> None:
     path = write(
         tmp_path / "model.onnx",

@@ -46,6 +46,7 @@ def card(
     name: str = "LFM2-350M",
     formats: Mapping[str, Any] | None = None,
     activations: str | None = None,
+    int8_caches: tuple[str, ...] = (),
     **config: Any,
 ) -> str:
     facts = CardFacts(
@@ -65,7 +66,7 @@ def card(
     }
     options = {"logits": "last"}
     files = {"model.safetensors": SHA}
-    provenance = Provenance(name, repo_id, "f00d" * 10, files, 40, recipe, options, formats)
+    provenance = Provenance(name, repo_id, "f00d" * 10, files, 40, recipe, options, formats, int8_caches)
     return render_card(parse_spec(tiny_config(**config)), models or {"q4": Q4}, provenance, facts)
 
 
@@ -128,6 +129,17 @@ def test_the_loop_is_that_of_the_card_that_people_know() -> None:
     assert "config.hidden_size // config.num_attention_heads" in plain
     assert "head_dim = config.head_dim" in blocks(card(head_dim=32), "python")[0]
     assert '# Options: "model_fp16.onnx", "model_q4.onnx"' in half
+
+
+def test_int8_caches_are_told_to_whoever_writes_a_loop() -> None:
+    text = card(models={"q4": Q4, "fp16": FP16}, int8_caches=("q4",))
+    loop = blocks(text, "python")[0]
+    assert 'kv_dtype = np.int8 if filename in ("model_q4.onnx",) else cache_dtype\n' in loop
+    assert "0, head_dim], dtype=kv_dtype)" in loop and "conv_L_cache], dtype=cache_dtype)" in loop
+    ast.parse(loop)
+    assert "Keys and values of `q4` are int8" in text and "ONNX Runtime 1.27 or newer" in text
+    assert "webgpu" not in "".join(blocks(text, "js")) and "webgpu" in "".join(blocks(card(), "js"))
+    assert "kv_dtype" not in card() and "int8" not in card()
 
 
 def test_javascript_snippets() -> None:

@@ -94,6 +94,16 @@ def test_transformers_js_finds_chunks_by_file_name() -> None:
     }
 
 
+def test_transformers_js_is_told_of_int8_caches() -> None:
+    chunks = {"model_quantized.onnx": 1, "model_q4.onnx": 1, "model_q4f16.onnx": 1}
+    told = transformers_js_config(chunks, ("q4",))
+    assert told["kv_cache_dtype"] == {"q4": "int8", "q4f16": "float16"}
+    assert told["device_config"]["webgpu"] == {"dtype": "q4f16"}, "WebGPU has no kernel for them"
+    assert told["device_config"]["wasm"] == {"dtype": "q8"}
+    alone = transformers_js_config({"model_q4.onnx": 1}, ("q4",))
+    assert alone["device_config"] == {"cpu": {"dtype": "q4"}, "wasm": {"dtype": "q4"}}
+
+
 @pytest.mark.parametrize(
     ("files", "dtype", "wasm", "webgpu"),
     [
