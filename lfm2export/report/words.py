@@ -16,6 +16,7 @@ CHECKS = {
     CheckName.WEIGHTS: "every stored weight against the source",
     CheckName.ARITHMETIC: "the graph in float32 against PyTorch on the same weights, step by step",
     CheckName.ROUNDING: "products of rounded activations against a model of them, token by token",
+    CheckName.CACHES: "int8 keys and values against a model of them, and their scales measured again",
     CheckName.FILE: "the file as shipped against PyTorch on the source, step by step",
     CheckName.NORMS: "the same with a residual stream so faint that the eps of every norm counts",
     CheckName.CHUNKS: "prefill whole, in chunks, token by token",

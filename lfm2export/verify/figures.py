@@ -21,15 +21,17 @@ class CheckName(StrEnum):
 
     WEIGHTS: every stored weight against the source's. ARITHMETIC: the graph in float32 on the file's own weights, step
     by step, against PyTorch on the same weights. ROUNDING: where activations are rounded token by token, every product
-    against a model of it in numpy. FILE: the file as shipped, step by step, against PyTorch on the
-    source. NORMS: as ARITHMETIC, on a residual stream so faint that each norm's eps counts. CHUNKS, PADDING, TURNS: the
-    same result by other routes. LONG: a long prompt. GREEDY: free-running generation. TEXT: KLD and perplexity over
-    text.
+    against a model of it in numpy. CACHES: where keys and values are int8, every code and what attention makes of them
+    against a model in numpy, and the scales measured again. FILE: the file as shipped, step by step, against PyTorch on
+    the source. NORMS: as ARITHMETIC, on a residual stream so faint that each norm's eps counts. CHUNKS, PADDING,
+    TURNS: the same result by other routes. LONG: a long prompt. GREEDY: free-running generation. TEXT: KLD and
+    perplexity over text.
     """
 
     WEIGHTS = "weights"
     ARITHMETIC = "arithmetic"
     ROUNDING = "rounding"
+    CACHES = "caches"
     FILE = "file"
     NORMS = "norms"
     CHUNKS = "chunks"
@@ -88,6 +90,29 @@ class RoundingMeasure:
     tokens: int
     worst: float
     where: str | None
+
+
+@dataclass(frozen=True)
+class CachesMeasure:
+    """int8 keys and values. codes: how many were compared; wrong: those that are not the nearest to what the file
+    itself computed, or changed after they were written; first: the first of them.
+
+    worst: the largest difference of an attention's result from numpy's over the codes, as a share of the largest
+    result; where: the value and step of it. scales_off: the largest difference of a scale from the one that PyTorch
+    gives on the same text, as a share; scale: which. None where there was no text to measure it on.
+    share: how far the caches are at most from those of PyTorch on the file's own weights, in float32 but for these
+    codes, as a share of the largest magnitude of each. None where the file's weights are unknown.
+    """
+
+    codes: int
+    wrong: int
+    first: str | None
+    worst: float
+    where: str | None
+    scales_off: float | None = None
+    scale: str | None = None
+    share: float | None = None
+    share_of: str | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import onnx
 
 from lfm2export.equalized import Equalized
 from lfm2export.errors import StepError
+from lfm2export.kv_scales import KvScales
 from lfm2export.progress import Progress
 from lfm2export.reference.available import give_back
 from lfm2export.reference.weights import Override, SourceWeights
@@ -27,7 +28,18 @@ from lfm2export.verify.faint import faint_copy
 from lfm2export.verify.figures import Against, CheckName, Form, TextMeasures, Tolerances
 from lfm2export.verify.folds import broken_fold, held_source
 from lfm2export.verify.greedy import greedy_answers, measure_greedy
-from lfm2export.verify.int8 import PRODUCT, Int8Product, int8_products, measure_rounding, recorded_copy, recorded_names
+from lfm2export.verify.int8 import PRODUCT, Int8Product, int8_products, measure_rounding, recorded_copy
+from lfm2export.verify.int8 import recorded_names as names_of_products
+from lfm2export.verify.kv_cache import (
+    Int8Attention,
+    compare_scales,
+    has_int8_caches,
+    int8_attentions,
+    measure_caches,
+    recorded_names,
+    recording_copy,
+    worst_share,
+)
 from lfm2export.verify.nibbles import split_bytes
 from lfm2export.verify.results import Check, FileResult
 from lfm2export.verify.source import Source
@@ -41,12 +53,16 @@ if TYPE_CHECKING:
     from lfm2export.verify.expected import Reference
 
 
+UNKNOWN_CACHES = "how its attention reads int8 keys and values is unknown"
+
+
 @dataclass(frozen=True)
 class Plan:
     """What every file is measured on, and what the reference gives there.
 
     author: who wrote the answers in `expected`: "reference", or the dtype of a file. long, text: None where they are
     left out. expected_long: None where no file is its own exact copy. greedy: tokens of a free-running answer.
+    kv_scales: of int8 keys and values, measured again; None where no file has them, or there is no text for it.
     """
 
     folder: Path
@@ -63,6 +79,7 @@ class Plan:
     greedy: int
     eos_ids: Collection[int]
     threads: int | None
+    kv_scales: KvScales | None = None
 
 
 @dataclass
@@ -97,6 +114,8 @@ class FileChecks:
         self.spec = plan.source.checkpoint.spec
         self.limits: Tolerances = tolerances(dtype, self.spec.num_hidden_layers)
         self.names = [entry.prompt.name for entry in plan.expected]
+        self.attentions = int8_attentions(self.model.graph, self.spec)
+        self.known_caches = len(self.attentions) == len(self.spec.attention_layers) or not has_int8_caches(self.model)
         self.found = Gathered()
         self.progress: Progress = lambda stage, done, total, unit: progress(f"{dtype}: {stage}", done, total, unit)
 
@@ -126,6 +145,7 @@ class FileChecks:
             weights=figures.get("weights"),
             arithmetic=figures.get("arithmetic"),
             rounding=figures.get("rounding"),
+            caches=figures.get("caches"),
             steps=figures.get("steps"),
             norms=figures.get("norms"),
             routes=tuple(self.found.routes),
@@ -149,6 +169,9 @@ class FileChecks:
     def _own(self, stored: StoredWeights) -> Own | None:
         """What PyTorch gives on the file's own weights, where they are known."""
         half = not stored.weights and self.dtype == "fp16"
+        if not self.known_caches:
+            self.found.checks[CheckName.ARITHMETIC] = judge.not_measured(CheckName.ARITHMETIC, UNKNOWN_CACHES)
+            return None
         if stored.missing and not half:
             why = f"which weights of the file are {stored.missing[0]} is unknown, so there is nothing to compare with"
             self.found.checks[CheckName.ARITHMETIC] = judge.not_measured(CheckName.ARITHMETIC, why)
@@ -163,7 +186,7 @@ class FileChecks:
         """The exact copy, if the file is not its own, its faint copy, then the file as shipped; its logits mode."""
         prompts, faint = (own.prompts, own.faint) if own is not None else (None, None)
         graph = variants.exact_copy(self.model)
-        if not self.exact:
+        if not self.exact and self.known_caches:
             give_back()
             exact = self._open_exact(graph)
             if prompts is not None:
@@ -174,6 +197,7 @@ class FileChecks:
         self.found.measure(CheckName.NORMS, lambda: self._norms(graph, faint, stored))
         give_back()
         self._rounding(stored)
+        self._caches(prompts)
         model = self._open(None, {}, "all")
         self.found.measure(CheckName.FILE, lambda: self._file(model, prompts))
         self._routes(model, Form.SHIPPED, self.plan.expected_long if self.exact else None)
@@ -191,7 +215,7 @@ class FileChecks:
         return StreamReference(SourceWeights(self.plan.source.checkpoint, override, half))
 
     def _norms(self, exact: onnx.ModelProto, wanted: Expected | None, stored: StoredWeights) -> Check:
-        faint = faint_copy(exact, stored, self.spec)
+        faint = faint_copy(exact, stored, self.spec) if self.known_caches else None
         if faint is not None and self.exact:
             first = self.plan.expected[0]
             wanted = expect_faint(self._streamed(), first.prompt, first.answer, self.progress)
@@ -215,13 +239,36 @@ class FileChecks:
 
     def _rounded(self, products: Sequence[Int8Product]) -> Check:
         rows = routes.uneven_rows([entry.prompt for entry in self.plan.expected])
-        names = recorded_names(products)
+        names = names_of_products(products)
         model = self._open(recorded_copy(self.model, names).SerializeToString(), {}, "all", names)
         tokens, mask = routes.padded(rows, "LR")
         values = model.record(tokens, model.new_state(len(rows)), mask)
         found = measure_rounding(self.model, self.path.parent, products, values)
         self.found.figures["rounding"] = found
         return judge.judge_rounding(found, ROUNDING, 0.0)
+
+    def _caches(self, own: Sequence[Expected] | None) -> None:
+        """Of a file whose keys and values are int8."""
+        if not self.known_caches:
+            self.found.checks[CheckName.CACHES] = judge.not_measured(CheckName.CACHES, UNKNOWN_CACHES)
+        elif self.attentions:
+            self.found.measure(CheckName.CACHES, lambda: self._int8_caches(self.attentions, own))
+            give_back()
+
+    def _int8_caches(self, attentions: Sequence[Int8Attention], own: Sequence[Expected] | None) -> Check:
+        first = self.plan.expected[0]
+        rows = routes.padded(routes.uneven_rows([entry.prompt for entry in self.plan.expected]), "LR")
+        model = self._open(recording_copy(self.model, attentions), {}, "all", recorded_names(attentions))
+        found = measure_caches(model, attentions, [*first.prompt.tokens, *first.answer], rows)
+        if self.plan.kv_scales is not None:
+            found = replace(found, **compare_scales(model, self.plan.kv_scales))
+        del model
+        if own is not None:
+            exact = self._open_exact(variants.exact_copy(self.model, int8_caches=True))
+            steps = measure_steps(exact, own, Form.EXACT, "file", progress=self.progress)
+            found = replace(found, **worst_share(steps))
+        self.found.figures["caches"] = found
+        return judge.judge_caches(found, 0.0)
 
     def _file(self, model: OnnxModel, own: Sequence[Expected] | None) -> Check:
         found = measure_steps(model, self.plan.expected, Form.SHIPPED, "source", own, progress=self.progress)

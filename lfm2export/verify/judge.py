@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lfm2export.verify.figures import (
+    CachesMeasure,
     CheckName,
     Form,
     GreedyMeasure,
@@ -20,6 +21,7 @@ from lfm2export.verify.figures import (
 )
 from lfm2export.verify.results import Check, Failure
 from lfm2export.verify.steps import first_failure
+from lfm2export.verify.tolerances import ATTENTION, CODES, SCALES
 
 _LAYER = re.compile(r"layers\.(\d+)\.|present(?:_conv)?\.(\d+)")
 
@@ -99,6 +101,34 @@ def judge_rounding(found: RoundingMeasure, limit: float, seconds: float) -> Chec
         )
         failures.append(Failure(name, message, tensor=found.where, got=found.worst, limit=limit))
     summary = f"{found.products} products over {found.tokens:,} tokens within {found.worst:.2g} of numpy's"
+    return judged(name, summary, failures, seconds)
+
+
+def judge_caches(found: CachesMeasure, seconds: float) -> Check:
+    """int8 keys and values against numpy's model of them, PyTorch's, and their scales against those measured again."""
+    name, failures = CheckName.CACHES, []
+    if found.wrong:
+        message = (
+            f"{found.wrong:,} codes of keys and values are not the nearest to what was computed, first {found.first}"
+        )
+        failures.append(Failure(name, message, got=float(found.wrong), limit=0.0))
+    if not found.worst <= ATTENTION:
+        message = (
+            f"attention over the codes is off by {found.worst:.2g} of its largest result, expected at most "
+            f"{ATTENTION:.2g}: {found.where}"
+        )
+        failures.append(Failure(name, message, tensor=found.where, got=found.worst, limit=ATTENTION))
+    for got, limit, what, where in (
+        (found.scales_off, SCALES, "from the scale that its text gives", found.scale),
+        (found.share, CODES, "of its size from PyTorch's on the file's own weights", found.share_of),
+    ):
+        if got is not None and not got <= limit:
+            tensor = (where or "").partition(",")[0]
+            message = f"{where}: {got:.2g} {what}, expected at most {limit:.2g}"
+            failures.append(Failure(name, message, tensor=tensor, layer=layer_of(tensor), got=got, limit=limit))
+    scales = f", scales within {found.scales_off:.2g}" if found.scales_off is not None else ""
+    share = f", caches within {found.share:.2g} of PyTorch's" if found.share is not None else ""
+    summary = f"{found.codes:,} codes nearest, attention over them within {found.worst:.2g}{scales}{share}"
     return judged(name, summary, failures, seconds)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from lfm2export.verify.figures import (
     Against,
+    CachesMeasure,
     CheckName,
     GreedyMeasure,
     RoundingMeasure,
@@ -23,7 +24,7 @@ from lfm2export.verify.figures import (
     WeightMeasure,
 )
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class FileResult:
     weights: tuple[WeightMeasure, ...] | None
     arithmetic: StepsMeasure | None
     rounding: RoundingMeasure | None
+    caches: CachesMeasure | None
     steps: StepsMeasure | None
     norms: StepsMeasure | None
     routes: tuple[RouteMeasure, ...]

@@ -91,7 +91,7 @@ class Routes:
         self.limits = (limit_logits, limit_caches)
         self.progress, self.stage, self.done, self.total = progress, "", 0, 0
         self.at_once = at_once(model.spec)
-        self.names = [cache.present.name for cache in contract.caches(model.spec, model.cache_dtype)]
+        self.names = [cache.present.name for cache in model.contract.caches]
 
     def chunks(self, tokens: Sequence[int]) -> list[RouteMeasure]:
         """Whole = in chunks = token by token."""

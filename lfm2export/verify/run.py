@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import lfm2export
 from lfm2export.artifact import available_models, find_model
-from lfm2export.errors import Lfm2ExportError, SourceError
+from lfm2export.errors import Lfm2ExportError, PromptError, SourceError, TokenizerError
 from lfm2export.generation.defaults import read_defaults
 from lfm2export.progress import Progress, silent
 from lfm2export.reference import Mode, chosen_mode, load_reference, torch_threads
@@ -23,6 +23,7 @@ from lfm2export.verify.expected import Expected, expect, expect_text, write
 from lfm2export.verify.figures import TextMeasures
 from lfm2export.verify.file import FileChecks, Plan, text_measures
 from lfm2export.verify.greedy import greedy_answers
+from lfm2export.verify.kv_cache import has_int8_caches
 from lfm2export.verify.prompts import Prompt, long_tokens, make_prompts, make_text, open_tokenizer
 from lfm2export.verify.results import (
     SCHEMA_VERSION,
@@ -36,6 +37,7 @@ from lfm2export.verify.variants import is_exact, open_graph
 
 if TYPE_CHECKING:
     from lfm2export.hub import ResolvedSource
+    from lfm2export.kv_scales import KvScales
     from lfm2export.verify.expected import Reference
 
 #: Tokens of a long prompt.
@@ -194,7 +196,22 @@ def make_plan(
         greedy=greedy,
         eos_ids=_eos_ids(folder),
         threads=threads,
+        kv_scales=_kv_scales(files, folder, source, threads, progress),
     )
+
+
+def _kv_scales(
+    files: Mapping[str, Path], folder: Path, source: Source, threads: int | None, progress: Progress
+) -> KvScales | None:
+    """Scales of int8 keys and values, measured again where a file has them and the checkpoint can read the text."""
+    if not any(has_int8_caches(open_graph(path, folder)) for path in files.values()):
+        return None
+    from lfm2export.calibrate.caches import measure_kv_scales
+
+    try:
+        return measure_kv_scales(source.checkpoint, threads or os.cpu_count() or 1, progress)
+    except (TokenizerError, PromptError):
+        return None
 
 
 def _text_of(

@@ -36,7 +36,7 @@ def measure_steps(
     Raises:
         StepError: the runtime fails at a step.
     """
-    caches = contract.caches(model.spec, model.cache_dtype)
+    caches = model.contract.caches
     points: list[StepPoint] = []
     series: list[list[float]] = [[] for _ in caches]
     scales: list[list[float]] = [[] for _ in caches]

@@ -34,6 +34,12 @@ GAP_FACTOR = 2.0
 #: integers and exact below 2**24; clean: 3e-7.
 ROUNDING = 2e-6
 
+#: int8 keys and values: an attention's result against numpy's over the same codes, as a share of its largest (clean:
+#: 3e-6); a scale against the one that is measured again on the same text (clean: 3e-5); and the caches against PyTorch
+#: on the file's own weights, as a share of the largest magnitude of each (clean: see below): half a code is .5 % of it,
+#: what codes of the layers before do comes on top, and a value that no text had is limited.
+ATTENTION, SCALES, CODES = 3e-5, 1e-2, 0.1
+
 #: Of every dtype, `exact_*` and all of fp32's differences are filled in by depth.
 TOLERANCES: dict[str, Tolerances] = {
     "fp32": Tolerances(0.0, 0.0, None, 0.0, 0.0, file_kld=1e-8, text_kld=1e-8, near_tie=1e-3),

@@ -5,6 +5,7 @@ Only the graph is copied; a session on it reads the file's own data. What a copy
 exact          MatMulNBits at accuracy_level 4 rounds activations to 8 bits: level 0, float32 (where 8 bits are fast as
                twice 4 alone: `verify.nibbles`).
                MatMulIntegerToFloat of activations rounded token by token: a float32 product (`verify.int8`).
+               int8 keys and values are floats (`verify.kv_cache`), unless they are what is looked at.
                float16 inputs, outputs, casts and constants become float32; a float16 weight is cast where it is read.
 all positions  GatherElements(x, Expand(index, [1, 1, width])), the last token of each row, becomes x.
 """
@@ -22,6 +23,7 @@ from lfm2export.errors import ArtifactError
 from lfm2export.untrusted.onnx_file import read_model
 from lfm2export.untrusted.paths import shown
 from lfm2export.verify.int8 import ROUNDED, exact_products
+from lfm2export.verify.kv_cache import float_caches, has_int8_caches
 from lfm2export.verify.stored import CAST
 
 #: Inputs that the operators which are looked into take at least.
@@ -66,11 +68,11 @@ def is_exact(model: onnx.ModelProto) -> bool:
     """Whether the file computes in float32 throughout, so that it is its own exact copy."""
     held = [value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)]
     rounded = any(node.op_type in ROUNDED for node in model.graph.node)
-    return TensorProto.FLOAT16 not in held and not rounded
+    return TensorProto.FLOAT16 not in held and not rounded and not has_int8_caches(model)
 
 
-def exact_copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph on the same weights, in float32 from end to end."""
+def exact_copy(model: onnx.ModelProto, *, int8_caches: bool = False) -> onnx.ModelProto:
+    """The same graph on the same weights, in float32 from end to end; int8_caches: but for those, where it has them."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph = copy.graph
@@ -98,6 +100,8 @@ def exact_copy(model: onnx.ModelProto) -> onnx.ModelProto:
     del graph.node[:]
     graph.node.extend(nodes)
     exact_products(graph)
+    if not int8_caches:
+        float_caches(graph)
     return copy
 
 

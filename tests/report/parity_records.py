@@ -9,6 +9,7 @@ from lfm2export.measures import LogitsMeasure, Mean
 from lfm2export.verify.figures import (
     Against,
     CacheSeries,
+    CachesMeasure,
     CheckName,
     Difference,
     Form,
@@ -137,6 +138,7 @@ def file(dtype: str) -> FileResult:
         checks=tuple(checks),
         weights=(weight,),
         arithmetic=exact,
+        caches=CachesMeasure(158_208, 0, None, 1.4e-6, "If", 0.0, None, 0.0084, None) if dtype == "q4" else None,
         rounding=RoundingMeasure(33, 4_884, 1.1e-7, "w1.int8, token 3, channel 5") if dtype == "q8" else None,
         steps=shipped,
         norms=None,
@@ -201,7 +203,7 @@ def unmeasured() -> Verification:
     good = verification("q4")
     checks = tuple(Check(name, Verdict.NOT_MEASURED, "", (), 0.0) for name in CheckName)
     empty = replace(
-        good.files[0], bits_per_weight=None, checks=checks, weights=None, arithmetic=None, rounding=None,
+        good.files[0], bits_per_weight=None, checks=checks, weights=None, arithmetic=None, rounding=None, caches=None,
         steps=None, norms=None,
         routes=(), greedy=None, text=None, against=None,
     )  # fmt: skip
