@@ -15,7 +15,7 @@ from lfm2export.consumers.prompts import CARD_LOOP, MAX_NEW_TOKENS
 from lfm2export.consumers.reference import compare, judge
 from lfm2export.consumers.result import Check, ConsumerResult, Verdict, judged
 from lfm2export.consumers.workers import Answer, last_words, run_worker
-from lfm2export.contract import HALF_DTYPES, MODEL_FILES
+from lfm2export.contract import FIRST_INT8_RELEASE, HALF_DTYPES, MODEL_FILES
 
 CONSUMER = "onnxruntime/card"
 DEVICE = "cpu"
@@ -40,7 +40,10 @@ def run_release(python: Path, folder: Path, asked: Mapping[str, Asked]) -> list[
         "program": program,
         "folder": str(folder.resolve()),
         "limit": MAX_NEW_TOKENS,
-        "tasks": [{"file": MODEL_FILES[dtype], "half": dtype in HALF_DTYPES} for dtype in asked],
+        "tasks": [
+            {"file": MODEL_FILES[dtype], "half": dtype in HALF_DTYPES, "int8": one.model.kv_cache == "int8"}
+            for dtype, one in asked.items()
+        ],
     }
     started = time.perf_counter()
     answers, said = run_worker([python, HERE / "card_loop_worker.py"], request, timeout=TIMEOUT)
@@ -54,6 +57,10 @@ def run_release(python: Path, folder: Path, asked: Mapping[str, Asked]) -> list[
 
 
 def _result(asked: Asked, answer: Answer, version: str | None, seconds: float) -> ConsumerResult:
+    if asked.model.kv_cache == "int8" and version is not None and _release(version) < FIRST_INT8_RELEASE:
+        first = ".".join(map(str, FIRST_INT8_RELEASE))
+        reason = f"int8 keys and values need onnxruntime {first} or newer; for older ones build without --kv-cache int8"
+        return ConsumerResult.not_run(CONSUMER, asked.dtype, DEVICE, reason, version)
     if "value" not in answer:
         return ConsumerResult(CONSUMER, asked.dtype, DEVICE, Verdict.FAILED, version, str(answer["error"]))
     value, wanted = answer["value"], asked.answer(CARD_LOOP)
@@ -63,3 +70,8 @@ def _result(asked: Asked, answer: Answer, version: str | None, seconds: float) -
     return ConsumerResult(
         CONSUMER, asked.dtype, DEVICE, judged(checks), version, checks=tuple(checks), noise=noise, seconds=seconds
     )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """(major, minor) of a version."""
+    return tuple(int(part) for part in version.split(".")[:2])

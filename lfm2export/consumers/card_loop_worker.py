@@ -1,7 +1,7 @@
 """Runs the model card's ONNX Runtime loop in whatever environment it is started with: `python ... REQUEST ANSWERS`.
 
-REQUEST is JSON: {program, folder, limit, tasks: [{file, half}]}. The program is changed in where the files are, how
-many tokens it makes, and the type of float16 caches; its session is watched, for the logits of every step.
+REQUEST is JSON: {program, folder, limit, tasks: [{file, half, int8}]}. The program is changed in where the files are,
+how many tokens it makes, and the type of float16 and int8 caches; its session is watched, for the logits of every step.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Watched(onnxruntime.InferenceSession):  # type: ignore[misc]
         return values
 
 
-def run_file(program: str, folder: str, limit: int, file: str, half: bool) -> dict[str, Any]:
+def run_file(program: str, folder: str, limit: int, file: str, half: bool, int8: bool) -> dict[str, Any]:
     changes = {
         "from huggingface_hub import hf_hub_download\n": "",
         '"onnx-community/LFM2-2.6B-ONNX"': repr(folder),
@@ -42,6 +42,8 @@ def run_file(program: str, folder: str, limit: int, file: str, half: bool) -> di
     }
     if half:
         changes["dtype=np.float32"] = "dtype=np.float16"
+    if int8:  # keys and values alone; the line of conv states has another shape before its type
+        changes["0, head_dim], dtype=np.float32"] = "0, head_dim], dtype=np.int8"
     for old, new in changes.items():
         if old not in program:
             raise ValueError(f"the program does not have {old!r}")
@@ -69,7 +71,9 @@ def main() -> None:
     tell({"version": onnxruntime.__version__})
     for number, task in enumerate(request["tasks"]):
         try:
-            value = run_file(request["program"], request["folder"], request["limit"], task["file"], task["half"])
+            value = run_file(
+                request["program"], request["folder"], request["limit"], task["file"], task["half"], task["int8"]
+            )
             tell({"task": number, "value": value})
         except Exception as error:
             tell({"task": number, "error": " ".join(str(error).split())[:300]})

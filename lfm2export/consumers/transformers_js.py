@@ -26,7 +26,7 @@ from lfm2export.consumers.prompts import (
 from lfm2export.consumers.reference import Comparison, compare, judge
 from lfm2export.consumers.result import Check, ConsumerResult, Verdict, judged
 from lfm2export.consumers.workers import Answer, last_words, run_worker
-from lfm2export.contract import HALF_DTYPES, MODEL_FILES
+from lfm2export.contract import HALF_DTYPES, MODEL_FILES, KvCache
 from lfm2export.spec import read_config
 from lfm2export.untrusted.paths import named, shown
 
@@ -38,6 +38,8 @@ TIMEOUT = 1800.0
 
 #: What the library takes by itself, by device, where neither the caller nor config.json names a dtype; else fp32.
 DEFAULT_DTYPES = {"wasm": "q8"}
+
+INT8_ON_WEBGPU = "WebGPU has no kernel for int8 keys and values; for it build without --kv-cache int8"
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,12 @@ def _data_files(folder: Path, name: str) -> int:
 
 def check_node(folder: Path, asked: Mapping[str, Asked], device: str = "cpu") -> list[ConsumerResult]:
     """Every file in Node, on the processor or on WebGPU through Vulkan."""
+    if device == "webgpu":
+        refused = [dtype for dtype, one in asked.items() if one.model.kv_cache == "int8"]
+        if refused:
+            others = {dtype: one for dtype, one in asked.items() if dtype not in refused}
+            run = check_node(folder, others, device) if others else []
+            return [*run, *(ConsumerResult.not_run(NODE, dtype, device, INT8_ON_WEBGPU) for dtype in refused)]
     node = locate.node()
     if isinstance(node, Missing):
         return [ConsumerResult.not_run(NODE, dtype, device, node.reason) for dtype in asked]
@@ -179,7 +187,7 @@ def check_browser(
         reason = f"the browser did not start: {last_words(said)}"
         return [ConsumerResult(BROWSER, dtype, device, Verdict.FAILED, library, reason) for dtype, device in pairs]
     version = f"{library}, Chromium {facts[0]['browser']}"
-    reasons = {pair: refusal(*pair, facts[0]["adapter"]) for pair in pairs}
+    reasons = {pair: refusal(*pair, facts[0]["adapter"], asked[pair[0]].model.kv_cache) for pair in pairs}
     refused = {pair: reason for pair, reason in reasons.items() if reason is not None}
     defaults = {device: default_dtype(folder, device) for device in devices}
     requests = [_browser_request(*pair, defaults[pair[1]]) for pair in pairs if pair not in refused]
@@ -285,10 +293,12 @@ def _browser_request(dtype: str, device: str, default: str) -> Request:
     return Request(dtype, device, asked_dtype, (BASIC_EXAMPLE, TOOLS_EXAMPLE) if device == "wasm" else ())
 
 
-def refusal(dtype: str, device: str, adapter: Mapping[str, Any] | None) -> str | None:
+def refusal(dtype: str, device: str, adapter: Mapping[str, Any] | None, kv: KvCache = "native") -> str | None:
     """Why `dtype` is not run on `device` of this browser; None: it is."""
     if device == "webgpu" and adapter is None:
         return "the browser has no WebGPU adapter"
+    if device == "webgpu" and kv == "int8":
+        return INT8_ON_WEBGPU
     if dtype not in HALF_DTYPES:
         return None
     if device == "wasm":
