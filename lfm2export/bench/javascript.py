@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lfm2export.artifact import find_model
 from lfm2export.consumers import locate
 from lfm2export.consumers.locate import Missing
-from lfm2export.consumers.transformers_js import chunks_fault, refusal, run_script
+from lfm2export.consumers.transformers_js import INT8_ON_WEBGPU, chunks_fault, refusal, run_script
 from lfm2export.consumers.workers import last_words
+from lfm2export.contract import held_kv_cache
 from lfm2export.errors import ArtifactError, Lfm2ExportError
+from lfm2export.package.graph import read_graph
 from lfm2export.progress import Progress
 from lfm2export.untrusted.escape import one_line
 
@@ -75,7 +78,10 @@ def measure_file(
         ArtifactError: the file does not load or run there, or is not for that device.
     """
     dtype = request["dtype"]
-    reason = refusal(dtype, runtime.device, runtime.adapter) if runtime.name == "browser" else None
+    kv = held_kv_cache(read_graph(find_model(folder, dtype)).inputs)
+    reason = INT8_ON_WEBGPU if (runtime.device, kv) == ("webgpu", "int8") else None
+    if runtime.name == "browser":
+        reason = refusal(dtype, runtime.device, runtime.adapter, kv)
     if reason is not None:
         raise ArtifactError(f"{dtype} on {runtime.device}: {reason}; choose another --dtype")
     progress(f"measure {dtype} in {runtime.name}", 0, None, "runs")

@@ -184,7 +184,7 @@ def device_dtypes(present: Collection[str], int8_caches: Collection[str] = ()) -
 
     WebGPU is left out where all files have int8 keys and values, for which it has no kernel.
     """
-    found = {}
+    found: dict[str, str] = {}
     for device, order in DEVICE_DTYPES.items():
         refused = int8_caches if device == "webgpu" else ()
         usable = [dtype for dtype in order if dtype in present and dtype not in refused]
