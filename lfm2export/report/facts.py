@@ -96,7 +96,7 @@ def greedy_fact(file: FileResult) -> str:
 def summary(file: FileResult) -> list[Fact]:
     """The figures that matter, in the order of the report."""
     text = text_of(file)
-    decode = text_of(file, "decode")
+    decode, alone = text_of(file, "decode"), file.weights_text
     shipped = file.steps
     # A file that is its own exact copy (fp32) computes on the source's weights: both comparisons are one.
     itself = file.tolerances.own_logits is None
@@ -111,6 +111,8 @@ def summary(file: FileResult) -> list[Fact]:
         Fact("step_kld", "KLD per step, as shipped", words.figure(shipped.mean_kld if shipped else None)),
         Fact("step_top", "same top token per step", words.share(shipped.same_top if shipped else None)),
         Fact("text_kld", "KLD over text, nats", words.mean(text.kld if text else None)),
+        Fact("weights_kld", "KLD over text, weights alone", words.mean(alone.kld if alone else None)),
+        Fact("activations_kld", "KLD over text, added by rounding of activations", words.mean(file.activations_kld)),
         Fact("text_top", "same top token over text", words.share(text.same_top if text else None)),
         Fact("perplexity", "perplexity (reference)", _perplexity(text)),
         Fact(
@@ -118,7 +120,7 @@ def summary(file: FileResult) -> list[Fact]:
         ),
         Fact("greedy", "greedy answers", greedy_fact(file)),
     ]
-    return [fact for fact in found if not (itself and fact.key == "own")]
+    return [fact for fact in found if not (itself and fact.key in ("own", "weights_kld", "activations_kld"))]
 
 
 def _perplexity(text: TextMeasures | None) -> str:

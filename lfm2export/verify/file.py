@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
+from lfm2export import measures
 from lfm2export.equalized import Equalized
 from lfm2export.errors import StepError
 from lfm2export.kv_scales import KvScales
@@ -22,10 +23,10 @@ from lfm2export.reference.available import give_back
 from lfm2export.reference.weights import Override, SourceWeights
 from lfm2export.runtime import OnnxModel
 from lfm2export.text.tokenizer import ChatTokenizer
-from lfm2export.verify import judge, routes, text, variants
+from lfm2export.verify import judge, routes, variants
 from lfm2export.verify.expected import Expected, ExpectedChunk, ExpectedLong, Own, expect_faint, expect_own
 from lfm2export.verify.faint import faint_copy
-from lfm2export.verify.figures import Against, CheckName, Form, TextMeasures, Tolerances
+from lfm2export.verify.figures import CheckName, Form, TextMeasures, Tolerances
 from lfm2export.verify.folds import broken_fold, held_source
 from lfm2export.verify.greedy import greedy_answers, measure_greedy
 from lfm2export.verify.int8 import PRODUCT, Int8Product, int8_products, measure_rounding, recorded_copy
@@ -41,6 +42,7 @@ from lfm2export.verify.kv_cache import (
     worst_share,
 )
 from lfm2export.verify.nibbles import split_bytes
+from lfm2export.verify.over_text import PREFILL, compared, text_measures, weights_alone
 from lfm2export.verify.results import Check, FileResult
 from lfm2export.verify.source import Source
 from lfm2export.verify.steps import measure_steps
@@ -151,7 +153,9 @@ class FileChecks:
             routes=tuple(self.found.routes),
             greedy=figures.get("greedy"),
             text=figures.get("text"),
-            against=_compared(figures.get("text"), against, self.dtype, other),
+            weights_text=figures.get("weights_text"),
+            activations_kld=figures.get("activations_kld"),
+            against=compared(figures.get("text"), against, self.dtype, other),
             seconds=time.perf_counter() - begin,
         )
 
@@ -322,8 +326,14 @@ class FileChecks:
 
     def _text(self) -> Check:
         assert self.plan.text is not None
-        found = text_measures(self.plan, self.plan.folder, self.path, self.progress)
-        self.found.figures["text"] = tuple(found)
+        plan, figures = self.plan, self.found.figures
+        found = text_measures(self.plan.text, plan.folder, self.path, plan.threads, self.progress)
+        figures["text"] = tuple(found)
+        if not self.exact and found[0].route == PREFILL:
+            give_back()
+            alone = weights_alone(self.plan.text, plan.folder, self.path, self.model, plan.threads, self.progress)
+            figures["weights_text"] = alone
+            figures["activations_kld"] = measures.paired(alone.chunk_kld, found[0].chunk_kld) if alone else None
         return judge.judge_text(
             found, kld_limit(self.dtype, self.limits.text_kld, self.found.figures.get("steps")), 0.0
         )
@@ -347,34 +357,6 @@ class FileChecks:
             threads=self.plan.threads,
             optimization=optimization,
         )
-
-
-def text_measures(plan: Plan, folder: Path, path: Path, progress: Progress) -> list[TextMeasures]:
-    """The file at `path` on the plan's text: by prefill, where every position's logits can be had, and by decode.
-
-    One session at a time.
-    """
-    assert plan.text is not None
-    found = []
-    every = variants.all_positions(variants.open_graph(path, folder))
-    if every is not None:
-        model = OnnxModel(folder, file=path, graph=every.SerializeToString(), threads=plan.threads)
-        found.append(text.measure_text(text.by_prefill(model), plan.text, "prefill", progress))
-        del model
-        give_back()
-    model = OnnxModel(folder, file=path, threads=plan.threads)
-    return [*found, text.measure_text(text.by_decode(model), plan.text, "decode", progress)]
-
-
-def _compared(
-    mine: Sequence[TextMeasures] | None, against: dict[str, list[TextMeasures]] | None, dtype: str, other: str
-) -> tuple[Against, ...] | None:
-    """Beside the other artifact's file of the same dtype, else beside its first."""
-    if not mine or not against:
-        return None
-    chosen = dtype if dtype in against else next(iter(against))
-    pairs = [(a, b) for a in mine for b in against[chosen] if a.route == b.route]
-    return tuple(text.compare_text(a, b, other, chosen) for a, b in pairs)
 
 
 def _sizes(path: Path, model: onnx.ModelProto) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from lfm2export.measures import Mean
 from lfm2export.verify.figures import (
     Against,
     CachesMeasure,
@@ -54,7 +55,11 @@ class Check:
 
 @dataclass(frozen=True)
 class FileResult:
-    """One model file. bytes: graph and data. bits_per_weight: of the data, per parameter; None where it is inline."""
+    """One model file. bytes: graph and data. bits_per_weight: of the data, per parameter; None where it is inline.
+
+    weights_text: over text by prefill, of the weights alone: the graph without rounding of activations, in float32.
+    activations_kld: what that rounding adds to the KLD, as shipped by prefill less weights alone, paired by chunk.
+    """
 
     dtype: str
     file: str
@@ -72,6 +77,8 @@ class FileResult:
     routes: tuple[RouteMeasure, ...]
     greedy: tuple[GreedyMeasure, ...] | None
     text: tuple[TextMeasures, ...] | None
+    weights_text: TextMeasures | None
+    activations_kld: Mean | None
     against: tuple[Against, ...] | None
     seconds: float
 

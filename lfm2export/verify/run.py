@@ -21,9 +21,10 @@ from lfm2export.reference.available import give_back
 from lfm2export.runtime import OnnxModel
 from lfm2export.verify.expected import Expected, expect, expect_text, write
 from lfm2export.verify.figures import TextMeasures
-from lfm2export.verify.file import FileChecks, Plan, text_measures
+from lfm2export.verify.file import FileChecks, Plan
 from lfm2export.verify.greedy import greedy_answers
 from lfm2export.verify.kv_cache import has_int8_caches
+from lfm2export.verify.over_text import text_measures
 from lfm2export.verify.prompts import Prompt, long_tokens, make_prompts, make_text, open_tokenizer
 from lfm2export.verify.results import (
     SCHEMA_VERSION,
@@ -223,7 +224,7 @@ def _text_of(
     present = _files(against, None)
     same = {dtype: path for dtype, path in present.items() if dtype in files}
     chosen = same or dict(list(present.items())[:1])
-    return {dtype: text_measures(plan, against, path, progress) for dtype, path in chosen.items()}
+    return {dtype: text_measures(plan.text, against, path, plan.threads, progress) for dtype, path in chosen.items()}
 
 
 def _text_facts(plan: Plan) -> TextFacts | None:

@@ -145,6 +145,8 @@ def file(dtype: str) -> FileResult:
         routes=(route, padding),
         greedy=greedy(dtype),
         text=(text(dtype, "prefill"), text(dtype, "decode")),
+        weights_text=None if dtype == "fp32" else text(dtype, "prefill, weights alone"),
+        activations_kld=None if dtype == "fp32" else Mean(SCALE[dtype] / 20, SCALE[dtype] / 100, 4),
         against=paired(dtype),
         seconds=20.0,
     )
@@ -205,6 +207,6 @@ def unmeasured() -> Verification:
     empty = replace(
         good.files[0], bits_per_weight=None, checks=checks, weights=None, arithmetic=None, rounding=None, caches=None,
         steps=None, norms=None,
-        routes=(), greedy=None, text=None, against=None,
+        routes=(), greedy=None, text=None, weights_text=None, activations_kld=None, against=None,
     )  # fmt: skip
     return replace(good, files=(empty,), text=None, prompts=())

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -83,6 +84,25 @@ def test_text_is_scored_by_prefill_and_by_decode(whole: Verification) -> None:
             assert text.reference_perplexity == pytest.approx(file.text[0].reference_perplexity)
     fp32 = whole.files[0].text
     assert fp32 is not None and fp32[0].perplexity == pytest.approx(fp32[0].reference_perplexity, rel=1e-4)
+
+
+def test_what_weights_lose_is_told_from_what_rounding_of_activations_loses(whole: Verification) -> None:
+    """Both over the same chunks: a file's KLD is that of its weights and what is added, chunk by chunk."""
+    for file in whole.files:
+        if file.dtype == "fp32":
+            assert file.weights_text is None and file.activations_kld is None
+            continue
+        assert file.text is not None and file.weights_text is not None and file.activations_kld is not None
+        shipped, alone = file.text[0], file.weights_text
+        assert alone.positions == shipped.positions and alone.chunks == shipped.chunks
+        added = [mine - other for mine, other in zip(shipped.chunk_kld, alone.chunk_kld, strict=True)]
+        assert file.activations_kld.mean == pytest.approx(np.mean(added))
+        assert alone.kld.mean is not None and alone.kld.mean > 0
+    found = {file.dtype: file for file in whole.files}
+    q8, q4 = found["q8"], found["q4"]
+    assert q8.weights_text is not None and q8.text is not None and q4.weights_text is not None
+    assert q8.weights_text.kld.mean < 0.7 * q8.text[0].kld.mean  # type: ignore[operator]
+    assert q8.weights_text.kld.mean < 0.3 * q4.weights_text.kld.mean  # type: ignore[operator]
 
 
 def test_the_document_says_everything_and_comes_back(whole: Verification, tmp_path: Path) -> None:
