@@ -329,7 +329,7 @@ class FileChecks:
         plan, figures = self.plan, self.found.figures
         found = text_measures(self.plan.text, plan.folder, self.path, plan.threads, self.progress)
         figures["text"] = tuple(found)
-        if not self.exact and found[0].route == PREFILL:
+        if not self.exact and self.known_caches and found[0].route == PREFILL:
             give_back()
             alone = weights_alone(self.plan.text, plan.folder, self.path, self.model, plan.threads, self.progress)
             figures["weights_text"] = alone
