@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -42,8 +41,8 @@ def origin(artifact: Path) -> Iterator[str]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield process.stdout.readline().split(f"/{FOLDER}/")[0]
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        process.terminate()
+        assert process.wait(60) == 143
 
 
 def check(found: dict[str, Any]) -> None:

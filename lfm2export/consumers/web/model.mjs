@@ -32,10 +32,14 @@ async function object(address) {
 
 const count = (value) => (Number.isFinite(value) && value >= 0 ? Math.trunc(value) : undefined);
 
-/** What the page's own files.json says: {model, files}; nothing where the model has no page of its own. */
+/** What the page's own files.json says: {model, files}; both are null where the model has no page of its own. */
 async function described(place) {
   const { value } = await object(`${location.origin}${place}/chat/files.json`).catch(() => ({ value: null }));
-  return { model: typeof value?.model === "string" ? value.model : null, files: value?.files ?? {} };
+  const files = value?.files;
+  return {
+    model: typeof value?.model === "string" ? value.model : null,
+    files: typeof files === "object" && !Array.isArray(files) ? files : null,
+  };
 }
 
 /**
@@ -55,12 +59,13 @@ export async function findModel(place) {
   };
   const found = new Map();
   for (const [dtype, file] of Object.entries(FILES)) {
+    if (facts.files !== null && !Object.hasOwn(facts.files, dtype)) continue;
     const own = await size(file);
     if (own === null) continue;
     const parts = Math.min(count(Number(chunks[file])) ?? 0, MAX_CHUNKS);
     const names = Array.from({ length: parts }, (_, k) => `${file}_data${k ? `_${k}` : ""}`);
     const sizes = await Promise.all(names.map(size));
-    const { bytes, largest, cache, int8 } = facts.files[dtype] ?? {};
+    const { bytes, largest, cache, int8 } = facts.files?.[dtype] ?? {};
     const counted = sizes.reduce((sum, part) => sum + part, own);
     found.set(dtype, {
       bytes: sizes.includes(null) ? null : counted || (count(bytes) ?? 0), // a host that packs its answers says no length
