@@ -85,6 +85,13 @@ def _end(good: bool) -> None:
     show_default=True,
     help="Keys and values of q4 and q8; int8: a quarter of the memory, faster from some thousand tokens on, CPUs only.",
 )
+@click.option(
+    "--accuracy-level",
+    type=click.Choice(["0", "4"]),
+    default="4",
+    show_default=True,
+    help="Products of blocks: 4 lets kernels round activations to 8 bits, fast; 0 does not, slow on CPUs.",
+)
 @click.option("--calibrate", is_flag=True, help="Fit q4 and q4f16 to what their matrices see in text; takes minutes.")
 @click.option(
     "--calibration-text",

@@ -42,6 +42,7 @@ def run_build(
     profile: ProfileName,
     block_size: str | None,
     table_bits: str,
+    accuracy_level: str,
     target_bpw: float | None,
     target_size: float | None,
     verify: bool,
@@ -58,6 +59,7 @@ def run_build(
         profile,
         block_size=int(block_size) if block_size is not None else None,
         table_bits=int(table_bits),
+        accuracy_level=int(accuracy_level),
         calibration=_calibration(calibrate, calibration_text, calibration_tokens, bool(target_bpw or target_size)),
         target=_target(target_bpw, target_size, calibration_text),
         **options,
@@ -261,6 +263,9 @@ def _show(found: Inspection) -> None:
         add("opset, IR", f"{opsets}; IR {model.ir_version}")
         add("nodes", f"{model.nodes}, of which {model.nodes - model.nodes_without_weight_casts} cast an initializer")
         add("operators", ", ".join(f"{name} {count}" for name, count in model.op_counts.items()))
+        if model.accuracy_levels:
+            said = {0: "0, of activations as they are", 4: "4, of activations rounded to 8 bits where that is fast"}
+            add("products", *(f"accuracy level {said.get(level, level)}" for level in model.accuracy_levels))
         add("bytes", f"{model.bytes:,} = {model.bits_per_weight:.2f} bits per weight")
         add("by role", ", ".join(f"{name} {count:,}" for name, count in model.bytes_by_role.items()))
         add("by type", ", ".join(f"{name} {count:,}" for name, count in model.bytes_by_dtype.items()))

@@ -39,6 +39,7 @@ class ModelInspection:
     """One model file. `problems` are one line each; none means that it keeps the contract and its data is there.
 
     logits: "last" or "all", or None where the output is neither.
+    accuracy_levels: of products of blocks; 4 lets kernels round activations to 8 bits.
     nodes_without_weight_casts: nodes that are not a Cast of an initializer.
     bytes: graph and data files. bits_per_weight: of the data files alone, per parameter of the source model.
     bytes_by_role, bytes_by_dtype: of the initializers, largest first.
@@ -52,6 +53,7 @@ class ModelInspection:
     nodes: int
     nodes_without_weight_casts: int
     op_counts: Mapping[str, int]
+    accuracy_levels: tuple[int, ...]
     bytes: int
     bits_per_weight: float
     bytes_by_role: Mapping[str, int]
@@ -150,6 +152,7 @@ def inspect_model(path: Path, dtype: str, spec: ModelSpec, folder: Path) -> Mode
         nodes=facts.nodes,
         nodes_without_weight_casts=facts.nodes_without_weight_casts,
         op_counts=facts.op_counts,
+        accuracy_levels=facts.accuracy_levels,
         bytes=path.stat().st_size + data,
         bits_per_weight=data * 8 / spec.num_parameters,
         bytes_by_role={role: roles[role] for role in (*(name for name, _ in ROLES), OTHER) if roles[role]},

@@ -350,6 +350,7 @@ def _described_weights(
         "body": "by matrix" if by_matrix else asdict(body) if body is not None else None,
         "table": "by matrix" if by_matrix else asdict(table) if table is not None else None,
         "lookup": options.lookup if table is not None else None,
+        "accuracy_level": options.accuracy_level if body is not None or table is not None else None,
         "channels": channels,
         "calibration": calibrated.described() if calibrated is not None and _is_mixed(dtype) else None,
     }

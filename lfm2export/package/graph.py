@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Characters of a name, and kinds of operators, that are told.
 MAX_NAME, MAX_OPERATORS = 200, 100
+#: Accuracy levels that are told; the operator knows five.
+MAX_LEVELS = 5
 
 #: Role of a weight by its name, the first that matches; module names of transformers and of other exporters.
 ROLES = (
@@ -47,7 +49,9 @@ class Initializer:
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """`nodes` counts every node; `nodes_without_weight_casts` leaves out the Casts whose input is an initializer."""
+    """accuracy_levels: of the products of blocks, each level once.
+
+    `nodes` counts every node; `nodes_without_weight_casts` leaves out the Casts whose input is an initializer."""
 
     opsets: Mapping[str, int]
     ir_version: int
@@ -56,6 +60,7 @@ class GraphFacts:
     op_counts: Mapping[str, int]
     nodes: int
     nodes_without_weight_casts: int
+    accuracy_levels: tuple[int, ...]
     initializers: tuple[Initializer, ...]
 
     @property
@@ -87,6 +92,7 @@ def read_graph(path: Path) -> GraphFacts:
         op_counts=common,
         nodes=len(nodes),
         nodes_without_weight_casts=len(nodes) - sum(casts for _, casts in nodes),
+        accuracy_levels=_accuracy_levels(node for node, _ in nodes),
         initializers=tuple(_initializer(tensor) for tensor in model.graph.initializer),
     )
 
@@ -99,6 +105,16 @@ def _nodes(graph: onnx.GraphProto, outer: frozenset[str]) -> Iterator[tuple[onnx
         for attribute in node.attribute:
             for inner in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
                 yield from _nodes(inner, constants)
+
+
+def _accuracy_levels(nodes: Iterable[onnx.NodeProto]) -> tuple[int, ...]:
+    """A product that says none has level 0."""
+    levels = {
+        next((entry.i for entry in node.attribute if entry.name == "accuracy_level"), 0)
+        for node in nodes
+        if node.op_type == "MatMulNBits"
+    }
+    return tuple(sorted(levels)[:MAX_LEVELS])
 
 
 def _operator(node: onnx.NodeProto) -> str:

@@ -18,12 +18,14 @@ import onnx_ir as ir
 from lfm2export.passes import lookup
 from lfm2export.passes.block_weights import matmul, quantized
 from lfm2export.passes.matching import Builder, Firing, NoMatch, expect, recipe_of, rewrite
-from lfm2export.recipes import TABLES, Formats, LookupKind
+from lfm2export.recipes import DEFAULT_ACCURACY, TABLES, AccuracyLevel, Formats, LookupKind
 from lfm2export.spec import ModelSpec
 from lfm2export.weights import BlockFormat, Recipe
 
 
-def projections_pass(formats: Formats, *, half: bool) -> Callable[[ir.Model, ModelSpec], Firing]:
+def projections_pass(
+    formats: Formats, *, half: bool, level: AccuracyLevel = DEFAULT_ACCURACY
+) -> Callable[[ir.Model, ModelSpec], Firing]:
     """Every MatMul with a weight."""
 
     def fuse(model: ir.Model, spec: ModelSpec) -> Firing:
@@ -32,14 +34,17 @@ def projections_pass(formats: Formats, *, half: bool) -> Callable[[ir.Model, Mod
             if recipe.parts[0] in TABLES:
                 raise NoMatch("the head has the table's format")
             block = _format(formats, recipe)
-            op.replace(node.outputs[0], matmul(op, node.inputs[0], quantized(op, recipe, block, half=half)))
+            weights = quantized(op, recipe, block, half=half, accuracy_level=level)
+            op.replace(node.outputs[0], matmul(op, node.inputs[0], weights))
 
         return rewrite(model, "MatMul", attempt)
 
     return fuse
 
 
-def table_pass(formats: Formats, kind: LookupKind, *, half: bool) -> Callable[[ir.Model, ModelSpec], Firing]:
+def table_pass(
+    formats: Formats, kind: LookupKind, *, half: bool, level: AccuracyLevel = DEFAULT_ACCURACY
+) -> Callable[[ir.Model, ModelSpec], Firing]:
     """The embedding lookup and the head: one matrix if tied, two if not."""
 
     def fuse(model: ir.Model, spec: ModelSpec) -> Firing:
@@ -55,7 +60,7 @@ def table_pass(formats: Formats, kind: LookupKind, *, half: bool) -> Callable[[i
             else:
                 x, out = node.inputs[0], node.outputs[0]
             recipe = recipe_of(node.inputs[1])
-            weights = quantized(op, recipe, _format(formats, recipe), half=half)
+            weights = quantized(op, recipe, _format(formats, recipe), half=half, accuracy_level=level)
             op.replace(out, matmul(op, x, weights))
 
         firing = rewrite(model, "Gather", look_up)

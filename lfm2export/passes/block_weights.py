@@ -8,9 +8,8 @@ import onnx_ir as ir
 
 from lfm2export.contract import MICROSOFT
 from lfm2export.passes.matching import Builder
+from lfm2export.recipes import DEFAULT_ACCURACY, AccuracyLevel
 from lfm2export.weights import BlockFormat, Recipe, stacked_name
-
-ACCURACY_LEVEL = 4
 
 
 @dataclass(frozen=True)
@@ -23,9 +22,17 @@ class BlockWeights:
     format: BlockFormat
     rows: int
     columns: int
+    accuracy_level: AccuracyLevel = DEFAULT_ACCURACY
 
 
-def quantized(op: Builder, recipe: Recipe, block: BlockFormat, *, half: bool) -> BlockWeights:
+def quantized(
+    op: Builder,
+    recipe: Recipe,
+    block: BlockFormat,
+    *,
+    half: bool,
+    accuracy_level: AccuracyLevel = DEFAULT_ACCURACY,
+) -> BlockWeights:
     """The initializers of `recipe` (a matrix, stored either way round) in `block` format."""
     rows, columns = recipe.shape if not recipe.transpose else recipe.shape[::-1]
     blocks = block.blocks(columns)
@@ -44,7 +51,7 @@ def quantized(op: Builder, recipe: Recipe, block: BlockFormat, *, half: bool) ->
         )
     if not half:
         scales = op("Cast", scales, to=ir.DataType.FLOAT)
-    return BlockWeights(codes, scales, zero_points, block, rows, columns)
+    return BlockWeights(codes, scales, zero_points, block, rows, columns, accuracy_level)
 
 
 def matmul(op: Builder, x: ir.Value | None, weights: BlockWeights) -> ir.Value:
@@ -60,5 +67,5 @@ def matmul(op: Builder, x: ir.Value | None, weights: BlockWeights) -> ir.Value:
         N=weights.rows,
         bits=weights.format.bits,
         block_size=weights.format.block_size,
-        accuracy_level=ACCURACY_LEVEL,
+        accuracy_level=weights.accuracy_level,
     )

@@ -26,10 +26,10 @@ def precision_passes(
         steps.append(Pass("int8_matmul", fuse, _packed_projections))
         steps.append(Pass("int8_table", int8_matmul.table_pass(blocks.channels, options.logits), lambda spec: 2))
     elif blocks.body is not None:
-        fuse = block_quantize.projections_pass(blocks, half=recipe.half)
+        fuse = block_quantize.projections_pass(blocks, half=recipe.half, level=options.accuracy_level)
         steps.append(Pass("block_quantize", fuse, _packed_projections))
     if blocks.channels is None and blocks.table is not None:
-        fuse = block_quantize.table_pass(blocks, options.lookup, half=recipe.half)
+        fuse = block_quantize.table_pass(blocks, options.lookup, half=recipe.half, level=options.accuracy_level)
         steps.append(Pass("block_table", fuse, lambda spec: 2))
     if kv_cache(dtype, options) == "int8":
         fuse = int8_cache.fuse_with(scales if scales is not None else unmeasured(spec))
