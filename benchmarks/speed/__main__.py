@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--decoded", type=int, default=64, help="tokens decoded after each prompt")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, help="begin no round that would probably end later")
+    parser.add_argument("--further", action="store_true", help="add the rounds to the stored run of the same files")
     parser.add_argument("--make-only", action="store_true", help="make what is missing, measure nothing")
     parser.add_argument("--table", action="store_true", help="write results/speed.md again from what is stored")
     options = parser.parse_args(arguments)
@@ -55,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
             records = measure_rounds(made, request, options.rounds, on_record=tell, seconds=options.seconds)
             sizes = {name: sum(f.stat().st_size for f in files(*found)) for name, found in made.items()}
             head = store.Head(machine(), options.threads, read_bandwidth(options.threads), versions(), sizes)
-            store.add(options.size, head, records)
+            store.add(options.size, head, records, further=options.further)
             write_table()
     except Lfm2ExportError as error:
         print(f"Error: {error}", file=sys.stderr)

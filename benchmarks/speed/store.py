@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,14 @@ class Measured:
         return tuple(sorted({run.context for record in self.records for run in record.runs}))
 
 
-def add(size: str, head: Head, records: Sequence[Record], results: Path = RESULTS) -> Path:
-    """Store a run; stored ones go whose place it takes (:func:`replaces`)."""
+def add(size: str, head: Head, records: Sequence[Record], results: Path = RESULTS, *, further: bool = False) -> Path:
+    """Store a run; stored ones go whose place it takes (:func:`replaces`).
+
+    further: its rounds come behind those of a stored run of the same files, contexts, machine and versions.
+    """
     new = Measured(head, tuple(records))
+    if further:
+        new = next((joined(run, new) for run in read(size, results) if continues(new, run)), new)
     kept = [run for run in read(size, results) if not replaces(new, run)]
     runs = sorted([*kept, new], key=lambda run: (run.contexts, run.head.machine, -len(run.head.sizes)))
     document = {
@@ -51,6 +56,19 @@ def add(size: str, head: Head, records: Sequence[Record], results: Path = RESULT
     path = results / f"speed-{size}.json"
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def continues(new: Measured, old: Measured) -> bool:
+    """Whether the two differ in when they were measured alone."""
+    return new.contexts == old.contexts and replace(new.head, read_bandwidth=old.head.read_bandwidth) == old.head
+
+
+def joined(old: Measured, new: Measured) -> Measured:
+    """One run: the rounds of `old`, then those of `new`."""
+    first = 1 + max(record.round for record in old.records)
+    later = [replace(record, round=first + record.round) for record in new.records]
+    fastest = max(old.head, new.head, key=lambda head: head.read_bandwidth)
+    return Measured(fastest, (*old.records, *later))
 
 
 def replaces(new: Measured, old: Measured) -> bool:

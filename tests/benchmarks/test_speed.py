@@ -96,6 +96,18 @@ def test_runs_of_other_machines_and_of_other_contenders_stay(tmp_path: Path) -> 
     assert [run.head.machine for run in store.read("350M", tmp_path)] == ["a machine", "another"]
 
 
+def test_further_rounds_come_behind_those_of_the_same_files(tmp_path: Path) -> None:
+    store.add("350M", HEAD, RECORDS, tmp_path)
+    again = [record("ours", 0, 400, 50), record("llama-Q4_K_M", 0, 100, 25)]
+    store.add("350M", replace(HEAD, read_bandwidth=4e10), again, tmp_path, further=True)
+    (found,) = store.read("350M", tmp_path)
+    assert [one.round for one in found.records] == [0, 0, 1, 1, 2, 2, 3, 3] and found.head.read_bandwidth == 4e10
+    assert figures.rates(found.records, "ours", 128, "decode")[3] == pytest.approx(50)
+    store.add("350M", replace(HEAD, versions={"onnxruntime": "2"}), again, tmp_path, further=True)
+    (found,) = store.read("350M", tmp_path)
+    assert len(found.records) == 2  # other versions: a run of its own, in place of the old one
+
+
 def test_files_in_a_browser_are_compared_with_q4_there(tmp_path: Path) -> None:
     records = [record("wasm-q4", 0, 50, 2), record("wasm-q8", 0, 100, 28), record("ours", 0, 500, 60)]
     head = replace(HEAD, sizes={"ours": 5_000_000, "wasm-q4": 5_000_000, "wasm-q8": 7_000_000})
@@ -122,14 +134,19 @@ def test_the_javascript_worker_answers_as_ours(
 
     def measured(runtime: Any, folder: Path, request: Mapping[str, Any], progress: Any) -> dict[str, Any]:
         asked.append(request)
-        return {"loaded": {}, "runs": []}
+        return {
+            "loaded": {},
+            "runs": [{"context": 8}, {"context": 8, "warm": 1}, {"context": 16}, {"context": 16, "warm": 1}],
+        }
 
     monkeypatch.setattr(worker, "find_runtime", lambda name, device, folder: (name, device))
     monkeypatch.setattr(worker, "measure_file", measured)
     request = {**REQUEST, "folder": str(folder), "dtype": "q4", "repeats": 1, "runtime": "node", "device": "cpu"}
     monkeypatch.setattr(sys, "argv", ["worker", json.dumps(request)])
     worker.main()
-    assert json.loads(capsys.readouterr().out) == {"loaded": {}, "runs": []}
+    warm = [{"context": 8, "warm": 1}, {"context": 16, "warm": 1}]
+    assert json.loads(capsys.readouterr().out) == {"loaded": {}, "runs": warm}
+    assert asked[0]["repeats"] == 2
     assert asked[0]["vocabulary"] == 40 and asked[0]["contexts"] == REQUEST["contexts"]
     monkeypatch.setattr(sys, "argv", ["worker", json.dumps({**request, "folder": str(tmp_path / "none")})])
     worker.main()
