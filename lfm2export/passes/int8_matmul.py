@@ -4,10 +4,10 @@
 
     x - Flatten [M, K] -+--------------------------------- QuantizeLinear(axis 0) - q uint8 [M, K], M = B S
                         `- Abs - ReduceMax - Mul(1/127) - s [M, 1] - Squeeze -'    zero point 128 each
-    q, W int8 - MatMulIntegerToFloat(zero point 128, channel scales [N]) - Mul(s) - Reshape - y [B, S, N]
+    q, W int8 - MatMulIntegerToFloat(zero point 128, channel scales [N]) - Slice - Mul(s) - Reshape - y [B, S, N]
 
     ids - Gather(table int8), Gather(scales) - Cast, Mul - embedding
-    x - ... - MatMulIntegerToFloat(q, Transpose(table)) - Slice [M, V] - Mul(s) - Reshape - logits
+    x - ... - MatMulIntegerToFloat(q, Transpose(table)) - Slice - Mul(s) - Reshape - logits
 
 A scale belongs to one token, never to the tensor: what a row of a batch, a chunk of a prompt or a padded row computes
 does not depend on its neighbours. Products that read one value share its rounding. Where a product is split, its parts
@@ -18,7 +18,7 @@ The form is the one that is fast on every runtime: onnxruntime's wasm has no ker
 dequantizes its whole matrix), and its products are fast for uint8 by int8 without zero points of the weights only. They
 read a matrix in panels of 128 rows, which push each other out of the cache where rows lie a multiple of 512 bytes
 apart: 64 columns of zeros (`ChannelFormat.padding`) make products of a token 1.3 times as fast there, and the head
-twice. They are cut off where a product is split anyway, and from logits.
+twice. They are cut off where a product is split, or by Slice, which costs a native prompt less than can be measured.
 
 Milliseconds of a prompt of 128 tokens at 350M, 2 threads of a Zen 5 (matrices 50 of all): MatMulInteger, Cast and two
 Muls 83; this 71; DequantizeLinear by token and a Mul in place of the last three, 75. QuantizeLinear with a scale per
@@ -63,7 +63,7 @@ def projections_pass(form: ChannelFormat, logits: LogitsMode) -> Callable[[ir.Mo
                 raise NoMatch("the head is read with the table")
             last = logits == "last" and _reads_last_tokens(recipe.parts[0], spec)
             split, debt = int8_scales.only_split(node.outputs[0]), owed.pop(node, None)
-            weights = _transposed(op, recipe, form, padded=split is not None)
+            weights = _transposed(op, recipe, form)
             leading = debt.leading if debt is not None else _leading(op, node.inputs[0], last=last)
             sums = multiply(op, node.inputs[0], weights, leading)
             if debt is not None:
@@ -98,7 +98,7 @@ def table_pass(form: ChannelFormat, logits: LogitsMode) -> Callable[[ir.Model, M
                 weights = Weights(op("Transpose", codes, perm=[1, 0]), scales, rows, form.padding(rows))
             else:
                 x, out = node.inputs[0], node.outputs[0]
-                weights = _transposed(op, recipe, form, padded=True)
+                weights = _transposed(op, recipe, form)
             leading = _leading(op, x, last=logits == "last")
             op.replace(out, multiply(op, x, weights, leading).product(op))
 
@@ -142,10 +142,10 @@ def _reads_last_tokens(part: str, spec: ModelSpec) -> bool:
     return part.startswith(f"model.layers.{spec.num_hidden_layers - 1}.") and not any(name in part for name in first)
 
 
-def _transposed(op: Builder, recipe: Recipe, form: ChannelFormat, *, padded: bool) -> Weights:
+def _transposed(op: Builder, recipe: Recipe, form: ChannelFormat) -> Weights:
     """`recipe`, a matrix stored either way round, as [in, out]."""
     rows, columns = recipe.shape if not recipe.transpose else recipe.shape[::-1]
-    padding = form.padding(rows) if padded else 0
+    padding = form.padding(rows)
     name = stacked_name(recipe.parts)
     base = replace(recipe, block=form.block(columns), padding=padding)
     codes = replace(base, component="codes", dtype="INT8", transpose=True, shape=(columns, rows + padding))
