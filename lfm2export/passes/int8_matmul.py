@@ -17,13 +17,14 @@ take s themselves, or leave it to a later one (`passes.int8_scales`). A token of
 The form is the one that is fast on every runtime: onnxruntime's wasm has no kernel for MatMulNBits (every product
 dequantizes its whole matrix), and its products are fast for uint8 by int8 without zero points of the weights only. They
 read a matrix in panels of 128 rows, which push each other out of the cache where rows lie a multiple of 512 bytes
-apart: 64 columns of zeros (`ChannelFormat.padding`) make products of a token 1.3 times as fast there, and the head
+apart: 64 columns of zeros (`ChannelFormat.padding`) make products of a token 1.2 to 1.3 times as fast there, the head
 twice. They are cut off where a product is split, or by Slice, which costs a native prompt less than can be measured.
 
-Milliseconds of a prompt of 128 tokens at 350M, 2 threads of a Zen 5 (matrices 50 of all): MatMulInteger, Cast and two
-Muls 83; this 71; DequantizeLinear by token and a Mul in place of the last three, 75. QuantizeLinear with a scale per
-row is 1.3 times as fast as Div, Round, Add and Cast. A tied table is stored once, as rows; the runtime folds the head's
-transposed form while it loads.
+Milliseconds of a prompt of 128 tokens at 350M, 2 threads of a Zen 5, in turns in one process (50 of them in the
+products): MatMulInteger, Cast and a Mul by channels and one by tokens 92; DequantizeLinear by tokens and a Mul by
+channels 89; this form with a Mul by tokens after every product 84; this 83. QuantizeLinear with a scale per row is 1.3
+times as fast as Div, Round, Add and Cast. A tied table is stored once, as rows; the runtime folds the head's transposed
+form while it loads.
 """
 
 from __future__ import annotations
