@@ -150,7 +150,7 @@ def test_progress_counts_every_byte(tmp_path: Path) -> None:
     write_model(model_of(recipes), source, tmp_path / "m.onnx", threads=2, progress=lambda *call: calls.append(call))
     total = sum(pieces.stored_bytes(recipe) for recipe in recipes.values())
     assert max(call[1] for call in calls) == total
-    assert len(calls) == 11  # one for each piece, not for each write
+    assert len(calls) == 14  # one for each piece, not for each write
     assert {(stage, of, unit) for stage, _, of, unit in calls} == {("write", total, "B")}
 
 

@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from lfm2export import pieces, writer
 from lfm2export.contract import IR_VERSION, MICROSOFT_OPSET, OPSET
 from lfm2export.quant import quantize
-from lfm2export.weights import RECIPE, BlockFormat, QuantizedBlocks, Recipe
+from lfm2export.quant.blocks import signed
+from lfm2export.weights import RECIPE, BlockFormat, ChannelFormat, QuantizedBlocks, Recipe
 
 Matrix = NDArray[np.float32]
 Q4 = BlockFormat(4, 32, symmetric=False)
+CHANNEL = ChannelFormat().block(72)
 
 
 @dataclass
@@ -92,7 +94,11 @@ def every_kind() -> tuple[Source, dict[str, Recipe], dict[str, NDArray[Any]]]:
         "transposed": Recipe(("a", "b"), (64, 72)).transposed(),
         "transposed.half": Recipe(("a", "b"), (72, 64), "FLOAT16", transpose=True),
         **quantized("q", ("a", "b"), 64, 72, Q4),
+        "c.int8": Recipe(("a", "b"), (72, 69), "INT8", transpose=True, block=CHANNEL, component="codes", padding=5),
+        "c.channel_scales": Recipe(("a", "b"), (69,), "FLOAT16", block=CHANNEL, component="scales", padding=5),
+        "r.int8_rows": Recipe(("b",), (27, 72), "INT8", block=CHANNEL, component="codes", padding=3),
     }
+    channels, rows = quantize(stack, CHANNEL), quantize(b, CHANNEL)
     assert blocks.zero_points is not None
     expected: dict[str, NDArray[Any]] = {
         "norm": norm,
@@ -104,6 +110,9 @@ def every_kind() -> tuple[Source, dict[str, Recipe], dict[str, NDArray[Any]]]:
         "q.codes": blocks.codes,
         "q.scales": blocks.scales,
         "q.zero_points": blocks.zero_points,
+        "c.int8": np.pad(signed(channels.codes), ((0, 5), (0, 0))).T,
+        "c.channel_scales": np.pad(channels.scales.reshape(-1), (0, 5)),
+        "r.int8_rows": np.pad(signed(rows.codes), ((0, 3), (0, 0))),
         "constant": np.array([3, 1, 2], np.int64),
     }
     return Source({"a": a, "b": b, "conv": conv, "norm": norm}), recipes, expected
