@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.outliers import Factors, always, mixed, plant_channels
 from lfm2export.checkpoint import Checkpoint, open_checkpoint
 from lfm2export.equalized import equalized
 from lfm2export.first_layer import Weighted, first_layer_importance
@@ -24,7 +25,6 @@ from lfm2export.reference.weights import SourceWeights
 from lfm2export.text.tokenizer import ChatTokenizer
 from lfm2export.verify.prompts import held_out_text
 from lfm2export.weights import BlockFormat, ChannelFormat
-from planted import Factors, always, mixed, plant_channels
 from tiny import write_tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")

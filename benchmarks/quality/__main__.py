@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--text", type=Path, help="its held-out text, perhaps .xz; default the shipped model's")
     parser.add_argument("--chunks", type=int, default=CHUNKS, help="chunks of 512 tokens (default %(default)s)")
     parser.add_argument(
-        "--only", nargs="+", metavar="WORD", help="rows whose name holds one of these, and the baseline"
+        "--only", nargs="+", metavar="WORD", help="rows of these names, or whose names hold these, and the baseline"
     )
     parser.add_argument("--out", type=Path, default=RESULTS / "quality-shipped", help="where to write, without suffix")
     parser.add_argument("--reuse", action="store_true", help="keep figures in OUT.json of files with the same bytes")
@@ -68,12 +68,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def chosen(words: list[str] | None) -> list[Method]:
-    """All rows, or the baseline and those whose name holds one of `words`."""
-    return [
-        method
-        for method in METHODS
-        if words is None or method.name == BASELINE or any(word in method.name for word in words)
-    ]
+    """All rows, or the baseline and those that `words` name: each the name of one row, or a part of some."""
+    names = {method.name for method in METHODS}
+
+    def named(name: str) -> bool:
+        return words is None or name == BASELINE or any(w == name or (w in name and w not in names) for w in words)
+
+    return [method for method in METHODS if named(method.name)]
 
 
 def finish(results: Results, out: Path) -> int:

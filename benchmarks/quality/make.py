@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from benchmarks.outliers import always, plant_channels
 from benchmarks.peers import genai
 from benchmarks.peers.gguf import quantize_gguf, write_gguf
 from benchmarks.peers.llama import LlamaScore
@@ -79,6 +80,8 @@ def make_ours(maker: Ours, source: Path, folder: Path) -> Made:
 
     out = folder / "artifact"
     said = io.StringIO()
+    if maker.outliers is not None:
+        source = plant_channels(source, folder / "source", always(maker.outliers))
     line = ["build", str(source), "--dtype", maker.dtype, *maker.arguments, "-o", str(out), "--no-verify", "-q"]
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):

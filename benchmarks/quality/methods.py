@@ -14,14 +14,20 @@ from benchmarks.peers.gguf import Quantized
 
 @dataclass(frozen=True)
 class Ours:
-    """`lfm2-export build SOURCE --dtype DTYPE ARGUMENTS`."""
+    """`lfm2-export build SOURCE --dtype DTYPE ARGUMENTS`.
+
+    outliers: SOURCE is the checkpoint of the same function with 12 channels of each place of each layer so many times
+        as large (`benchmarks.outliers`); None leaves it as it is.
+    """
 
     arguments: tuple[str, ...] = ()
     dtype: str = "q4"
+    outliers: float | None = None
 
     @property
     def how(self) -> str:
-        return " ".join(("lfm2-export build", "--dtype", self.dtype, *self.arguments))
+        source = () if self.outliers is None else (f"(outlier channels x {self.outliers:g})",)
+        return " ".join(("lfm2-export build", *source, "--dtype", self.dtype, *self.arguments))
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,9 @@ METHODS: tuple[Method, ...] = (
     Method(MIXED, Ours(("--target-bpw", "6.1"))),
     Method(MIXED_CALIBRATED, Ours(("--target-bpw", "6.1", "--calibrate"))),
     Method("q8", Ours(dtype="q8")),
+    Method("outliers x 50, default q4", Ours(outliers=50)),
+    Method("outliers x 50, calibrated g32", Ours(("--calibrate",), outliers=50)),
+    Method("outliers x 50, q8", Ours(dtype="q8", outliers=50)),
     Method("onnxruntime RTN symmetric g32", Onnxruntime("DEFAULT", symmetric=True)),
     Method("onnxruntime RTN g32", Onnxruntime("DEFAULT")),
     Method("onnxruntime k_quant g32", Onnxruntime("k_quant")),

@@ -26,6 +26,7 @@ from benchmarks.quality.results import (
 )
 from benchmarks.quality.table import markdown
 from lfm2export import measures
+from lfm2export.checkpoint import open_checkpoint
 from lfm2export.errors import Lfm2ExportError, StepError
 from lfm2export.steps import Logits
 from lfm2export.verify.expected import ExpectedChunk
@@ -232,3 +233,16 @@ def test_rows_have_names_of_their_own_and_targets_name_rows() -> None:
 def test_a_choice_of_rows_keeps_the_baseline() -> None:
     assert [method.name for method in chosen(["Q4_0"])] == [BASELINE, "llama.cpp Q4_0"]
     assert chosen(None) == list(METHODS)
+    assert [method.name for method in chosen(["q8"])] == [BASELINE, "q8"]  # not the other row that holds it
+    assert len(chosen(["outliers"])) == 4
+
+
+def test_a_row_of_outliers_is_made_from_the_same_function(tiny_source: Path, tmp_path: Path) -> None:
+    """Its file, equalized, is that of the source as it is, but for how factors of 50 and powers of two differ."""
+    folder = tmp_path / "row"
+    folder.mkdir()
+    made = make.make(Ours(dtype="q8", outliers=50), tiny_source, folder)
+    planted = open_checkpoint(folder / "source").rows("model.layers.0.ffn_norm.weight", 0, 64)
+    clean = open_checkpoint(tiny_source).rows("model.layers.0.ffn_norm.weight", 0, 64)
+    assert int((np.abs(planted / clean) > 40).sum()) == 12
+    assert made.weight_bytes > 0 and "outlier channels x 50" in Ours(outliers=50).how

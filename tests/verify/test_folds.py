@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import faults
+from benchmarks.outliers import always, plant_channels
 from lfm2export import pipeline
 from lfm2export.artifact import available_models
 from lfm2export.checkpoint import Checkpoint, open_checkpoint
@@ -27,7 +28,6 @@ from lfm2export.verify.run import Scope, make_plan, verify_artifact
 from lfm2export.verify.source import find_source
 from lfm2export.verify.stored import read_stored
 from lfm2export.verify.weights import measure_weights
-from planted import always, plant_channels
 from test_faults import verified
 
 GAIN = "model.layers.1.operator_norm.weight"
