@@ -51,10 +51,14 @@ def _end(good: bool) -> None:
     type=click.Choice(["web", "cpu"]),
     default="web",
     show_default=True,
-    help="web: blocks of 32. cpu: of 256, faster on CPUs and coarser.",
+    help="web: blocks of 32, few kernels on WebGPU. cpu: blocks of 256, faster on CPUs and coarser.",
 )
 @click.option("--block-size", type=click.Choice(["16", "32", "64", "128", "256"]), help="Default: the profile's.")
-@click.option("--symmetric/--asymmetric", default=False, help="4-bit blocks without or with a zero point.")
+@click.option(
+    "--symmetric/--asymmetric",
+    default=None,
+    help="4-bit blocks without or with a zero point; default with, but where WebGPU fuses those without.",
+)
 @click.option("--table-bits", type=click.Choice(["4", "8"]), default="8", show_default=True)
 @click.option(
     "--target-bpw",
@@ -91,6 +95,12 @@ def _end(good: bool) -> None:
     default="4",
     show_default=True,
     help="Products of blocks: 4 lets kernels round activations to 8 bits, fast; 0 does not, slow on CPUs.",
+)
+@click.option(
+    "--operators",
+    type=click.Choice(["few", "plain"]),
+    help="q4 and q4f16: few kernels on WebGPU, for onnxruntime 1.30 and newer; or plain, for older ones and OpenVINO. "
+    "Default: the profile's, web few, cpu plain.",
 )
 @click.option("--calibrate", is_flag=True, help="Fit q4 and q4f16 to what their matrices see in text; takes minutes.")
 @click.option(

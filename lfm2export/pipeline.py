@@ -18,7 +18,7 @@ from lfm2export import contract
 from lfm2export.errors import Lfm2ExportError
 from lfm2export.graph_contract import check_contract
 from lfm2export.progress import Progress, silent
-from lfm2export.recipes import RECIPES, Calibration, Chosen, Options, formats, kv_cache
+from lfm2export.recipes import RECIPES, Calibration, Chosen, Options, few_operators, formats, kv_cache
 from lfm2export.spec import ModelSpec
 from lfm2export.untrusted.escape import one_line
 
@@ -168,7 +168,7 @@ def build(
             revision=found.revision,
             source_files=hashes.result(),
             tensor_count=len(checkpoint.tensors),
-            recipe={dtype: _described(dtype, options, equal, calibrated, scales) for dtype in dtypes},
+            recipe={dtype: _described(dtype, spec, options, equal, calibrated, scales) for dtype in dtypes},
             options={"logits": options.logits},
             formats=selection.described() if selection is not None else None,
             int8_caches=tuple(dtype for dtype in dtypes if kv_cache(dtype, options) == "int8"),
@@ -316,19 +316,25 @@ def _kv_scales(
 
 
 def _described(
-    dtype: str, options: Options, source: Checkpoint, calibrated: Calibrated | None, scales: KvScales | None
+    dtype: str,
+    spec: ModelSpec,
+    options: Options,
+    source: Checkpoint,
+    calibrated: Calibrated | None,
+    scales: KvScales | None,
 ) -> dict[str, Any]:
     """The recipe of one file as JSON values; `source`: what its quantized matrices are made from."""
-    found = _described_weights(dtype, options, source, calibrated)
+    found = _described_weights(dtype, spec, options, source, calibrated)
     if scales is None or kv_cache(dtype, options) == "native":
         return found
     return found | {"keys and values": scales.described()}
 
 
 def _described_weights(
-    dtype: str, options: Options, source: Checkpoint, calibrated: Calibrated | None
+    dtype: str, spec: ModelSpec, options: Options, source: Checkpoint, calibrated: Calibrated | None
 ) -> dict[str, Any]:
     from lfm2export.equalized import Equalized
+    from lfm2export.kernels import webgpu_nodes
 
     stored = formats(dtype, options)
     channels = None
@@ -343,14 +349,17 @@ def _described_weights(
             "channels": channels,
             "calibration": None,
         }
-    body, table = stored.body, stored.table
+    body, gate_up, table = stored.body, stored.gate_up, stored.table
     by_matrix = options.target is not None and _is_mixed(dtype)
     return {
         "activations": "float16" if RECIPES[dtype].half else "float32",
         "body": "by matrix" if by_matrix else asdict(body) if body is not None else None,
+        "gate_up": asdict(gate_up) if gate_up is not None and gate_up != body and not by_matrix else None,
         "table": "by matrix" if by_matrix else asdict(table) if table is not None else None,
         "lookup": options.lookup if table is not None else None,
         "accuracy_level": options.accuracy_level if body is not None or table is not None else None,
+        "operators": "few" if few_operators(dtype, options) else None,
+        "webgpu_nodes": webgpu_nodes(spec, dtype, options),
         "channels": channels,
         "calibration": calibrated.described() if calibrated is not None and _is_mixed(dtype) else None,
     }

@@ -22,7 +22,19 @@ from lfm2export.passes import Pass, cleanup
 from lfm2export.passes.matching import Firing
 from lfm2export.passes.precision import precision_passes
 from lfm2export.pipeline import check_contract, dtype_graph
-from lfm2export.recipes import BLOCK_SIZES, RECIPES, TABLE_BITS, Options, body_format, profiled, table_format
+from lfm2export.recipes import (
+    BLOCK_SIZES,
+    RECIPES,
+    TABLE_BITS,
+    TABLES,
+    Formats,
+    Options,
+    body_format,
+    formats,
+    gate_up_format,
+    profiled,
+    table_format,
+)
 from lfm2export.spec import CONV, FULL_ATTENTION, ModelSpec
 from lfm2export.stack import stack
 from lfm2export.weights import RECIPE, BlockFormat, Recipe
@@ -46,7 +58,7 @@ SILU = {False: 0, True: len(KINDS_350M)}
 COMBINATIONS = [
     *product(("fp32", "fp16"), GRAPHS, (32,), (False,), (8,)),
     *product(("q8",), GRAPHS, BLOCK_SIZES, (False, True), (8,)),
-    *product(("q4", "q4f16"), GRAPHS, BLOCK_SIZES, (False, True), TABLE_BITS),
+    *product(("q4", "q4f16"), GRAPHS, BLOCK_SIZES, (None, False, True), TABLE_BITS),
 ]
 
 
@@ -55,7 +67,7 @@ def size(model: ir.Model) -> int:
     return sum(node.op_type != "Cast" or not node.inputs[0].is_initializer() for node in model.graph)  # type: ignore[union-attr]
 
 
-def chosen(logits: LogitsMode, block_size: int = 32, symmetric: bool = False, table_bits: int = 8) -> Options:
+def chosen(logits: LogitsMode, block_size: int = 32, symmetric: bool | None = None, table_bits: int = 8) -> Options:
     bits: Literal[4, 8] = 4 if table_bits == 4 else 8
     return Options(logits, block_size, symmetric, table_bits=bits, quantizer="round", q8="blocks")
 
@@ -67,7 +79,7 @@ def test_the_fused_350m_is_small(logits: LogitsMode) -> None:
 
 @pytest.mark.parametrize(("dtype", "logits", "block_size", "symmetric", "table_bits"), COMBINATIONS)
 def test_every_combination_keeps_contract_and_size(
-    dtype: str, logits: LogitsMode, block_size: int, symmetric: bool, table_bits: int
+    dtype: str, logits: LogitsMode, block_size: int, symmetric: bool | None, table_bits: int
 ) -> None:
     options = chosen(logits, block_size, symmetric, table_bits)
     spec = GRAPHS[logits] if block_size == 32 else replace(GRAPHS[logits], layer_types=KINDS_350M[:4])
@@ -100,13 +112,15 @@ def test_every_matrix_of_the_int8_file_is_stored_by_channel(logits: LogitsMode) 
 
 def _check_weights(held: dict[str, Recipe], spec: ModelSpec, dtype: str, options: Options) -> None:
     """Every tensor of the checkpoint is stored in one initializer, in the format of its role."""
-    body, table = body_format(dtype, options), table_format(dtype, options)
+    body, table, gate_up = (of(dtype, options) for of in (body_format, table_format, gate_up_format))
     stored: dict[str, list[Recipe]] = {name: [] for name in spec.source_tensors()}
     for recipe in held.values():
         for part in set(recipe.parts):
             stored[part].append(recipe)
     for name, shape in spec.source_tensors().items():
-        block = table if name in ("model.embed_tokens.weight", "lm_head.weight") else body if len(shape) == 2 else None
+        block = table if name in TABLES else body if len(shape) == 2 else None
+        if name.endswith((".w1.weight", ".w3.weight")):
+            block = gate_up
         components = [recipe.component for recipe in stored[name]]
         assert {recipe.block for recipe in stored[name]} == {block}, name
         if block is None:
@@ -128,6 +142,36 @@ def test_formats_by_role() -> None:
     assert (
         body_format("q4", small) == table_format("q4", small) == BlockFormat(4, 128, symmetric=True, quantizer="round")
     )
+
+
+W1, W3 = (f"model.layers.0.feed_forward.{name}.weight" for name in ("w1", "w3"))
+
+
+def test_gate_and_up_have_no_zero_points_where_webgpu_fuses_them_so() -> None:
+    plain = BlockFormat(4, 32, symmetric=False)
+    free = replace(plain, symmetric=True)
+    for dtype in ("q4", "q4f16"):
+        found = formats(dtype, Options())
+        assert found.of((W1, W3)) == free and found.of((W3,)) == found.of(("a.q_proj.weight",)) == plain
+        assert found.apart((W1, W3)) and not found.apart((W1,)) and not found.apart((W3, W1))
+    for options in (Options(symmetric=False), Options(block_size=64), profiled("cpu")):
+        asked = formats("q4", options)
+        assert asked.of((W1, W3)) == asked.body and not asked.apart((W1, W3))
+    assert formats("q4", Options(symmetric=True)).apart((W1, W3))
+    assert not any(formats(dtype, Options()).apart((W1, W3)) for dtype in ("fp32", "fp16", "q8"))
+    assert not formats("q8", Options(q8="blocks")).apart((W1, W3))
+    eight = BlockFormat(8, 32, symmetric=True)
+    assert not Formats(plain, None, {(W1, W3): eight}, gate_up=free).apart((W1, W3))
+    assert Formats(plain, None, {(W1, W3): free}).apart((W1, W3))
+
+
+@pytest.mark.parametrize("dtype", RECIPES)
+def test_convolutions_are_fused_in_the_4_bit_files_of_the_web_profile(dtype: str) -> None:
+    spec = GRAPHS["last"]
+    for options in (profiled("web"), profiled("cpu"), profiled("web", operators="plain")):
+        count = Counter(node.op_type for node in dtype_graph(shared_fused(spec), spec, dtype, options).graph)
+        fused = dtype in ("q4", "q4f16") and options.operators == "few"
+        assert count["CausalConvWithState"] == (len(spec.conv_layers) if fused else 0)
 
 
 def test_options_that_cannot_be_are_refused() -> None:
@@ -159,10 +203,10 @@ def simplified(path: Path) -> tuple[onnx.ModelProto, onnx.ModelProto]:
 @pytest.mark.parametrize("logits", GRAPHS)
 @pytest.mark.parametrize(
     ("dtype", "table_bits", "symmetric"),
-    [("fp32", 8, False), ("fp16", 8, False), ("q8", 8, False), *product(("q4", "q4f16"), (4, 8), (False, True))],
+    [("fp32", 8, False), ("fp16", 8, False), ("q8", 8, False), *product(("q4", "q4f16"), (4, 8), (None, True))],
 )
 def test_an_independent_simplifier_removes_no_node(
-    dtype: str, table_bits: int, symmetric: bool, logits: LogitsMode, tmp_path: Path
+    dtype: str, table_bits: int, symmetric: bool | None, logits: LogitsMode, tmp_path: Path
 ) -> None:
     spec = replace(GRAPHS[logits], layer_types=(CONV, FULL_ATTENTION, CONV))
     graph = dtype_graph(shared_fused(spec, logits), spec, dtype, chosen(logits, 16, symmetric, table_bits))
@@ -227,12 +271,12 @@ def test_a_layer_that_transformers_writes_otherwise_is_an_error() -> None:
 
 @pytest.mark.parametrize("dtype", RECIPES)
 def test_a_precision_pass_that_fires_too_rarely_is_an_error(dtype: str) -> None:
-    """A spec with one attention layer more than the graph has."""
+    """A spec with one layer of each kind more than the graph has."""
     spec = replace(SPEC, layer_types=(CONV, FULL_ATTENTION, CONV))
-    larger = replace(spec, layer_types=(*spec.layer_types, FULL_ATTENTION))
+    larger = replace(spec, layer_types=(*spec.layer_types, FULL_ATTENTION, CONV))
     steps = precision_passes(dtype, spec, chosen("last"))
     if dtype == "fp32":
-        with pytest.raises(GraphError, match="fp32: 7 inputs, the contract says 9"):
+        with pytest.raises(GraphError, match="fp32: 7 inputs, the contract says 10"):
             dtype_graph(shared_fused(spec), larger, dtype, chosen("last"))
         return
     with pytest.raises(
@@ -256,9 +300,9 @@ def test_run_counts_firings() -> None:
     model = fused(spec)
     steps = precision_passes("q4", spec, chosen("last"))
     assert passes.run(model, spec, steps) == {step.name: step.expected(spec) for step in steps}
-    assert [step.name for step in steps] == ["block_quantize", "block_table", "naming"]
+    assert [step.name for step in steps] == ["rotary_table", "causal_conv", "block_quantize", "block_table", "naming"]
     assert [step.name for step in precision_passes("fp32", spec, Options())] == ["naming"]
-    assert next(step.name for step in precision_passes("q4f16", spec, Options())) == "half"
+    assert next(step.name for step in precision_passes("q4f16", spec, profiled("cpu"))) == "half"
     assert "last_token" not in [step.name for step in passes.fusions("all")]
 
 
@@ -272,7 +316,8 @@ def test_a_graph_of_another_dtype_breaks_the_contract(dtype: str) -> None:
 
 
 def test_a_profile_chooses_and_an_option_overrides_it() -> None:
-    assert profiled("web") == Options() and profiled("cpu") == Options(block_size=256)
-    assert profiled("cpu", block_size=64, table_bits=None, symmetric=True) == Options(block_size=64, symmetric=True)
+    assert profiled("web") == Options() and profiled("cpu") == Options(block_size=256, operators="plain")
+    asked = profiled("cpu", block_size=64, table_bits=None, symmetric=True, operators="few")
+    assert asked == Options(block_size=64, symmetric=True)
     with pytest.raises(Lfm2ExportError, match="block size is 48"):
         profiled("cpu", block_size=48)

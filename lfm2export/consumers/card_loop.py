@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
+from lfm2export.artifact import find_model
 from lfm2export.consumers import locate
 from lfm2export.consumers.asked import Asked
 from lfm2export.consumers.locate import HERE, Missing
+from lfm2export.consumers.operators import lacking
 from lfm2export.consumers.prompts import CARD_LOOP, MAX_NEW_TOKENS
 from lfm2export.consumers.reference import compare, judge
 from lfm2export.consumers.result import Check, ConsumerResult, Verdict, judged
@@ -50,10 +52,14 @@ def run_release(python: Path, folder: Path, asked: Mapping[str, Asked]) -> list[
     spent = round((time.perf_counter() - started) / max(1, len(asked)), 1)
     version = answers[0]["version"] if answers else None
     answered = {answer["task"]: answer for answer in answers if "task" in answer}
-    return [
-        _result(one, answered.get(number, {"error": last_words(said)}), version, spent)
-        for number, one in enumerate(asked.values())
-    ]
+    results = []
+    for number, one in enumerate(asked.values()):
+        why = lacking(find_model(folder, one.dtype), version)
+        if why is not None:
+            results.append(ConsumerResult.not_run(CONSUMER, one.dtype, DEVICE, why, version))
+        else:
+            results.append(_result(one, answered.get(number, {"error": last_words(said)}), version, spent))
+    return results
 
 
 def _result(asked: Asked, answer: Answer, version: str | None, seconds: float) -> ConsumerResult:

@@ -1,6 +1,7 @@
 """Block quantization: projections become com.microsoft MatMulNBits, and the table is read in blocks by lookup and head.
 
     x, W [in, out] - MatMul - y       ->      x, codes, Cast(scales), zero_points - MatMulNBits - y
+    x, [w1 | w3] - MatMul - Split     ->      x - MatMulNBits - gate;  x - MatMulNBits - up       (see `Formats.apart`)
     ids, table - Gather - embedding   ->      ids - Gather(codes), Gather(Cast(scales)) - ... (see `lookup`)
     x - Reshape - Gemm(table) - Reshape - logits      ->      x, table's codes and scales - MatMulNBits - logits
 
@@ -12,12 +13,13 @@ quantizes activations to 8 bits: without it the CPU kernels are 3 times (4 bits)
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import onnx_ir as ir
 
 from lfm2export.passes import lookup
 from lfm2export.passes.block_weights import matmul, quantized
-from lfm2export.passes.matching import Builder, Firing, NoMatch, expect, recipe_of, rewrite
+from lfm2export.passes.matching import Builder, Firing, NoMatch, expect, only_user, recipe_of, rewrite
 from lfm2export.recipes import DEFAULT_ACCURACY, TABLES, AccuracyLevel, Formats, LookupKind
 from lfm2export.spec import ModelSpec
 from lfm2export.weights import BlockFormat, Recipe
@@ -34,8 +36,16 @@ def projections_pass(
             if recipe.parts[0] in TABLES:
                 raise NoMatch("the head has the table's format")
             block = _format(formats, recipe)
-            weights = quantized(op, recipe, block, half=half, accuracy_level=level)
-            op.replace(node.outputs[0], matmul(op, node.inputs[0], weights))
+            if not formats.apart(recipe.parts):
+                weights = quantized(op, recipe, block, half=half, accuracy_level=level)
+                op.replace(node.outputs[0], matmul(op, node.inputs[0], weights))
+                return
+            columns, rows = recipe.shape
+            split = only_user(node.outputs[0], "Split")
+            for part, output in zip(recipe.parts, split.outputs, strict=True):
+                alone = replace(recipe, parts=(part,), shape=(columns, rows // 2))
+                weights = quantized(op, alone, block, half=half, accuracy_level=level)
+                op.replace(output, matmul(op, node.inputs[0], weights))
 
         return rewrite(model, "MatMul", attempt)
 

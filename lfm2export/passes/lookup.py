@@ -27,13 +27,14 @@ def rows(op: Builder, ids: ir.Value | None, table: BlockWeights, kind: LookupKin
     codes = op("Gather", table.codes, ids, axis=0)
     if block.bits == 4:
         codes = _unpacked(op, codes, [0, 0, blocks, block.block_size])
-    values = op("Cast", codes, to=kind_of_float)
     if table.zero_points is None:
-        zero = op.constant(np.array(block.zero_point, dtype=np.float16 if half else np.float32))
+        one = op.constant(np.array(1, dtype=np.float16 if half else np.float32))
+        centred = op("DequantizeLinear", codes, one, op.constant(np.array(block.zero_point, dtype=np.uint8)))
     else:
         zero = op("Cast", _zero_points(op, ids, table, blocks), to=kind_of_float)
+        centred = op("Sub", op("Cast", codes, to=kind_of_float), zero)
     scales = op("Unsqueeze", op("Gather", table.scales, ids, axis=0), op.constant([3]))
-    return _cut(op, op("Reshape", op("Mul", op("Sub", values, zero), scales), op.constant([0, 0, -1])), table)
+    return _cut(op, op("Reshape", op("Mul", centred, scales), op.constant([0, 0, -1])), table)
 
 
 def _cut(op: Builder, values: ir.Value, table: BlockWeights) -> ir.Value:

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from lfm2export.kv_scales import KvScales, unmeasured
-from lfm2export.passes import Pass, block_quantize, half, int8_cache, int8_matmul, naming, silu
-from lfm2export.recipes import RECIPES, Chosen, Options, formats, kv_cache
+from lfm2export.passes import (
+    Pass,
+    block_quantize,
+    causal_conv,
+    half,
+    int8_cache,
+    int8_matmul,
+    naming,
+    rotary_table,
+    silu,
+)
+from lfm2export.recipes import RECIPES, Chosen, Options, few_operators, formats, kv_cache
 from lfm2export.spec import ModelSpec
 
 
@@ -17,10 +27,15 @@ def precision_passes(
     """
     recipe = RECIPES[dtype]
     blocks = formats(dtype, options, chosen)
+    few = few_operators(dtype, options)
     steps: list[Pass] = []
+    if few:
+        steps.append(Pass("rotary_table", rotary_table.fuse, rotary_table.expected))
     if recipe.half:
         steps.append(Pass("half", half.fuse, half.expected))
         steps.append(Pass("silu", silu.fuse, silu.expected))
+    if few:
+        steps.append(Pass("causal_conv", causal_conv.fuse, causal_conv.expected))
     if blocks.channels is not None:
         fuse = int8_matmul.projections_pass(blocks.channels, options.logits)
         steps.append(Pass("int8_matmul", fuse, _packed_projections))

@@ -47,6 +47,7 @@ def card(
     formats: Mapping[str, Any] | None = None,
     activations: str | None = None,
     int8_caches: tuple[str, ...] = (),
+    more: Mapping[str, Any] | None = None,
     **config: Any,
 ) -> str:
     facts = CardFacts(
@@ -61,8 +62,8 @@ def card(
     body = {"bits": 4, "block_size": 32, "symmetric": False}
     recipe = {
         "fp32": {"body": None},
-        "q4": {"body": body, "table": {"bits": 8, "symmetric": True}, "lookup": "portable"},
         **({"q8": {"activations": activations}} if activations is not None else {}),
+        "q4": {"body": body, "table": {"bits": 8, "symmetric": True}, "lookup": "portable"} | (more or {}),
     }
     options = {"logits": "last"}
     files = {"model.safetensors": SHA}
@@ -175,6 +176,16 @@ def test_provenance() -> None:
     assert "| q4 | body: bits 4, block size 32, not symmetric; table: bits 8, symmetric; lookup portable |" in text
     assert "| fp32 | as is |" in text and "| options | logits last |" in text
     assert "lfm2export 0.1.0, torch 2.13.0" in text
+
+
+def test_what_a_fused_file_needs_and_how_long_its_list_of_kernels_is() -> None:
+    text = card(more={"operators": "few", "webgpu_nodes": 208})
+    needs = (
+        "- `q4` needs onnxruntime 1.30 or newer, as Transformers.js has from 4.3 on; OpenVINO 2026.4 does not run it."
+    )
+    assert f"Size counts both.\n\n{needs} A step is 208 nodes on WebGPU.\n\n## How to run it" in text
+    assert f"\n{needs}\n" in card(more={"operators": "few", "webgpu_nodes": None})
+    assert "OpenVINO" not in card(more={"operators": "plain"}) + card()
 
 
 def test_parity_is_filled_in_and_again() -> None:

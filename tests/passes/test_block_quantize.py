@@ -24,6 +24,7 @@ Q, K, HEAD, TABLE = (
     "lm_head.weight",
     "model.embed_tokens.weight",
 )
+W1, W3 = (f"model.layers.1.feed_forward.{name}.weight" for name in ("w1", "w3"))
 FORMATS = [BlockFormat(4, 32, symmetric=False), BlockFormat(4, 32, symmetric=True), BlockFormat(8, 32, symmetric=True)]
 
 
@@ -103,6 +104,36 @@ def test_packed_projections_are_quantized_together() -> None:
     feeds = {"x": integers(1, 2, 64)}
     expected = evaluate(before, feeds, dequantized(source, block))["y"]
     np.testing.assert_allclose(evaluate(after, feeds, source)["y"], expected, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_gate_and_up_are_two_products_where_they_are_fused_so(half: bool) -> None:
+    """Stored apart, each with its own rows; a format that nothing fuses leaves them one."""
+    text = f"""
+gated (float[B, S, 64] x, float[64, 48] "{W1}") => (float[B, S, 24] gate, float[B, S, 24] up)
+{{
+    rows = Constant <value_ints = [24, 24]> ()
+    product = MatMul (x, "{W1}")
+    gate, up = Split <axis = -1> (product, rows)
+}}
+"""
+    models = [parse(text, [W1]) for _ in range(3)]
+    for model in models:
+        model.graph.initializers[W1].meta[RECIPE] = Recipe((W1, W3), (64, 48), transpose=True)
+    before, after, packed = models
+    formats = Formats(FORMATS[0], None, gate_up=FORMATS[1])
+    assert fire(after, projections_pass(formats, half=half)).count == 1
+    assert set(recipes(after)) == {f"{name}.{part}" for name in (W1, W3) for part in ("codes", "scales")}
+    assert operators(after)["MatMulNBits"] == 2 and not operators(after)["Split"]
+    assert fire(packed, projections_pass(Formats(FORMATS[1], None, gate_up=FORMATS[0]), half=half)).count == 1
+    assert f"{W1}+w3.zero_points" in recipes(packed) and operators(packed)["Split"] == 1
+    if half:
+        return
+    source = Checkpoint({W1: weight(W1, (24, 64)), W3: weight(W3, (24, 64))})
+    feeds = {"x": integers(1, 2, 64)}
+    expected, got = evaluate(before, feeds, dequantized(source, FORMATS[1])), evaluate(after, feeds, source)
+    for name, values in expected.items():
+        np.testing.assert_allclose(got[name], values, atol=2e-4, rtol=0, err_msg=name)
 
 
 def test_each_matrix_has_its_own_format() -> None:
