@@ -19,7 +19,7 @@ def report(shipped_artifact: Path) -> ConsumerReport:
 
 
 @pytest.mark.consumer
-@pytest.mark.parametrize("dtype", [dtype for dtype in RECIPES if dtype != "q8"])
+@pytest.mark.parametrize("dtype", [dtype for dtype in RECIPES if dtype != "q8" and not RECIPES[dtype].few_operators])
 def test_every_file_gives_the_python_loops_tokens(report: ConsumerReport, dtype: str) -> None:
     """float16 files too: their SiLU is in operators that OpenVINO computes in float16."""
     found = next(one for one in report.results if one.dtype == dtype)
@@ -38,6 +38,17 @@ def test_q8_runs_in_blocks_and_is_said_not_to_in_channels(report: ConsumerReport
     out = build(None, dtypes=["q8"], options=Options(q8="blocks"), out=tmp_path / "out").folder
     (blocks,) = check_consumers(out, consumers=["openvino"]).results
     assert blocks.verdict is Verdict.PASSED, blocks
+
+
+@pytest.mark.consumer
+def test_4_bits_run_with_plain_operators_and_are_said_not_to_with_few(report: ConsumerReport, tmp_path: Path) -> None:
+    dtypes = [dtype for dtype in RECIPES if RECIPES[dtype].few_operators]
+    for found in report.results:
+        if found.dtype in dtypes:
+            assert found.verdict is Verdict.NOT_RUN and "--operators plain" in (found.reason or "")
+    out = build(None, dtypes=dtypes, options=Options(operators="plain"), out=tmp_path / "out").folder
+    for found in check_consumers(out, consumers=["openvino"]).results:
+        assert found.verdict is Verdict.PASSED, found
 
 
 def test_where_it_is_not_installed_it_is_not_run(

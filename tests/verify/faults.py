@@ -127,10 +127,12 @@ def exchanged_b_and_c(layer: int) -> Plant:
 
 
 def stale_conv_state(layer: int) -> Plant:
-    """The state that goes out is the one before the last token."""
+    """The state that goes out is the one before the last token; where the states of all layers are one, all of them."""
 
     def fault(p: Patient) -> None:
-        gather = p.maker(p.maker(f"present_conv.{layer}").input[0])
+        gather = p.maker(f"present_conv.{layer}")
+        while not gather.op_type.startswith("Gather"):
+            gather = p.maker(gather.input[0])
         earlier = p.before(gather, "Sub", [gather.input[1], p.constant(np.array(1, np.int64))])
         gather.input[1] = p.before(gather, "Max", [earlier, p.constant(np.array(0, np.int64))])
 
@@ -141,10 +143,11 @@ def forgotten_conv_state(layer: int) -> Plant:
     """The convolution starts from zeros at every step; a prefill is right."""
 
     def fault(p: Patient) -> None:
-        (reader,) = p.readers(f"past_conv.{layer}")
-        held = next(v for v in p.graph.input if v.name == reader.input[0]).type.tensor_type.elem_type
+        past = f"past_conv.{layer}"
+        (reader,) = p.readers(past)
+        held = next(v for v in p.graph.input if v.name == past).type.tensor_type.elem_type
         zero = np.array(0, helper.tensor_dtype_to_np_dtype(held))
-        reader.input[0] = p.before(reader, "Mul", [reader.input[0], p.constant(zero)])
+        reader.input[list(reader.input).index(past)] = p.before(reader, "Mul", [past, p.constant(zero)])
 
     return fault
 

@@ -101,9 +101,15 @@ def unscaled_kernel(checkpoint: Checkpoint) -> faults.Plant:
     row = int(np.flatnonzero(equalized(checkpoint).row_scales[KERNEL] != 1)[0])
 
     def fault(p: faults.Patient) -> None:
-        values = p.read(f"{KERNEL}.transposed")
-        values[..., row] = checkpoint.rows(KERNEL, row, row + 1)[0, 0][:, None]
-        p.write(f"{KERNEL}.transposed", values)
+        whole = checkpoint.rows(KERNEL, row, row + 1)[0, 0]
+        if KERNEL in {tensor.name for tensor in p.graph.initializer}:
+            values = p.read(KERNEL)
+            values[row, 0] = whole
+            p.write(KERNEL, values)
+        else:
+            values = p.read(f"{KERNEL}.transposed")
+            values[..., row] = whole[:, None]
+            p.write(f"{KERNEL}.transposed", values)
 
     return fault
 
@@ -114,9 +120,9 @@ def half_row(checkpoint: Checkpoint) -> faults.Plant:
     def fault(p: faults.Patient) -> None:
         names = {tensor.name for tensor in p.graph.initializer}
         stack = W3.replace("w3", "w1").removesuffix(".weight") + ".weight+w3"
-        scales = next(name for name in (f"{stack}.scales", f"{stack}.channel_scales") if name in names)
+        scales = next(n for n in (f"{W3}.scales", f"{stack}.scales", f"{stack}.channel_scales") if n in names)
         values = p.read(scales)
-        values[128 + 7] /= 2
+        values[7 if scales.startswith(W3) else 128 + 7] /= 2
         p.write(scales, values)
 
     return fault
@@ -137,7 +143,7 @@ def other_factor(factor: float) -> Callable[[Checkpoint], faults.Plant]:
 FAULTS: dict[str, tuple[Callable[[Checkpoint], faults.Plant], str]] = {
     "a gain without its readers": (unfolded_gain, GAIN),
     "a kernel without its column": (unscaled_kernel, KERNEL),
-    "a row of w3 without its column of w2": (half_row, "feed_forward.w1.weight+w3"),
+    "a row of w3 without its column of w2": (half_row, "w3"),
     "a factor of 3": (other_factor(3), GAIN),
     "a factor of 4 in one place": (other_factor(4), GAIN),
 }
