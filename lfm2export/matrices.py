@@ -3,6 +3,7 @@
     conv layer        in_proj, out_proj          attention layer   q + k + v, out_proj
     either kind       w1 + w3, w2                table             the embedding, and the head where it is not the same
 
+A file may hold the parts of `w1 + w3` apart (`recipes.Formats.apart`), in one format all the same.
 What chooses or calibrates formats goes by this list; `passes.packing` makes the same stacks, which a test compares.
 """
 

@@ -17,9 +17,12 @@ SPECS = {"tied": replace(SPEC, layer_types=KINDS_350M[:4]), "untied": replace(OD
 EIGHT = BlockFormat(8, 64, symmetric=True)
 
 
-def stored(spec: ModelSpec, chosen: dict[tuple[str, ...], BlockFormat]) -> dict[str, Recipe]:
+def stored(
+    spec: ModelSpec, chosen: dict[tuple[str, ...], BlockFormat], options: Options | None = None
+) -> dict[str, Recipe]:
     """Recipes of the codes of every matrix in blocks, by name without `.codes`."""
-    model = dtype_graph(shared_fused(spec), spec, "q4", Options(), chosen)
+    options = options if options is not None else Options(symmetric=False)
+    model = dtype_graph(shared_fused(spec), spec, "q4", options, chosen)
     found = {name: value.meta[RECIPE] for name, value in model.graph.initializers.items() if RECIPE in value.meta}
     return {name.removesuffix(".codes"): recipe for name, recipe in found.items() if name.endswith(".codes")}
 
@@ -34,6 +37,17 @@ def test_names_parts_and_shapes_are_those_of_the_graph(kind: str) -> None:
         assert recipe.block is not None
         assert (recipe.parts, recipe.shape[0]) == (listed[name].parts, listed[name].rows)
         assert recipe.shape[1] == recipe.block.blocks(listed[name].columns)
+
+
+def test_gate_and_up_are_stored_apart_where_that_is_fused() -> None:
+    spec = SPECS["tied"]
+    packed, apart = stored(spec, {}), stored(spec, {}, Options())
+    halves = {matrix.name: matrix.parts for matrix in matrices(spec) if matrix.name.endswith("w1.weight+w3")}
+    assert len(halves) == spec.num_hidden_layers
+    assert set(apart) == set(packed) - set(halves) | {part for parts in halves.values() for part in parts}
+    for name, parts in halves.items():
+        assert [apart[part].parts for part in parts] == [(part,) for part in parts]
+        assert sum(apart[part].shape[0] for part in parts) == packed[name].shape[0]
 
 
 def test_each_chosen_format_reaches_its_matrix_alone() -> None:
