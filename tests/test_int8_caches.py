@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from lfm2export.bench.run import bench_artifact
+from lfm2export.consumers import openvino
 from lfm2export.consumers.asked import Asked
 from lfm2export.consumers.card_loop import _result
 from lfm2export.consumers.result import Verdict
@@ -136,6 +137,7 @@ def test_runtimes_that_cannot_are_named(int8_caches: Path) -> None:
     adapter = {"float16": False, "vendor": "", "architecture": "", "description": ""}
     assert refusal("q4", "webgpu", adapter, "int8") == INT8_ON_WEBGPU
     assert refusal("q4", "webgpu", adapter, "native") is None and refusal("q4", "wasm", None, "int8") is None
+    assert openvino._refusal(int8_caches / "onnx" / "model_q4.onnx") == openvino.INT8_CACHES
     found = _result(Asked(int8_caches, "q4"), {"error": "INVALID_GRAPH"}, "1.22.0", 1.0)
     assert found.verdict is Verdict.NOT_RUN and "need onnxruntime 1.27 or newer" in str(found.reason)
     assert _result(Asked(int8_caches, "q4"), {"error": "why"}, "1.32.0", 1.0).verdict is Verdict.FAILED

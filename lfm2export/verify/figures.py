@@ -100,8 +100,10 @@ class CachesMeasure:
     worst: the largest difference of an attention's result from numpy's over the codes, as a share of the largest
     result; where: the value and step of it. scales_off: the largest difference of a scale from the one that PyTorch
     gives on the same text, as a share; scale: which. None where there was no text to measure it on.
-    share: how far the caches are at most from those of PyTorch on the file's own weights, in float32 but for these
-    codes, as a share of the largest magnitude of each. None where the file's weights are unknown.
+    share: how far keys and values of the first attention layer, before which nothing is rounded, are at most from those
+    of PyTorch on the file's own weights, in float32 but for these codes, as a share of their largest magnitude;
+    share_of: which. share_all: the same of every cache, which has what codes of the layers before do besides, and is
+    not judged. None where the file's weights are unknown.
     """
 
     codes: int
@@ -113,6 +115,7 @@ class CachesMeasure:
     scale: str | None = None
     share: float | None = None
     share_of: str | None = None
+    share_all: float | None = None
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from lfm2export.verify.kv_cache import (
     measure_caches,
     recorded_names,
     recording_copy,
-    worst_share,
+    worst_shares,
 )
 from lfm2export.verify.nibbles import split_bytes
 from lfm2export.verify.over_text import PREFILL, compared, text_measures, weights_alone
@@ -270,7 +270,7 @@ class FileChecks:
         if own is not None:
             exact = self._open_exact(variants.exact_copy(self.model, int8_caches=True))
             steps = measure_steps(exact, own, Form.EXACT, "file", progress=self.progress)
-            found = replace(found, **worst_share(steps))
+            found = replace(found, **worst_shares(steps))
         self.found.figures["caches"] = found
         return judge.judge_caches(found, 0.0)
 

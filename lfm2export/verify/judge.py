@@ -127,7 +127,11 @@ def judge_caches(found: CachesMeasure, seconds: float) -> Check:
             message = f"{where}: {got:.2g} {what}, expected at most {limit:.2g}"
             failures.append(Failure(name, message, tensor=tensor, layer=layer_of(tensor), got=got, limit=limit))
     scales = f", scales within {found.scales_off:.2g}" if found.scales_off is not None else ""
-    share = f", caches within {found.share:.2g} of PyTorch's" if found.share is not None else ""
+    share = ""
+    if found.share is not None and found.share_all is not None:
+        share = (
+            f", those of the first layer within {found.share:.2g} of PyTorch's, all caches within {found.share_all:.2g}"
+        )
     summary = f"{found.codes:,} codes nearest, attention over them within {found.worst:.2g}{scales}{share}"
     return judged(name, summary, failures, seconds)
 

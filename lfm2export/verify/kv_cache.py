@@ -126,16 +126,18 @@ def compare_scales(model: OnnxModel, measured: KvScales) -> dict[str, Any]:
     return {"scales_off": worst, "scale": where}
 
 
-def worst_share(steps: StepsMeasure) -> dict[str, Any]:
-    """How far a cache is at most from the reference's, as a share of its magnitude, and which."""
+def worst_shares(steps: StepsMeasure) -> dict[str, Any]:
+    """How far caches are at most from the reference's, as shares of their magnitudes, as fields of `CachesMeasure`."""
     shares = [
-        (got / scale, f"{cache.tensor}, prompt {point.prompt}, step {point.step}")
+        (got / scale, cache, f"{cache.tensor}, prompt {point.prompt}, step {point.step}")
         for cache in steps.caches
         for got, scale, point in zip(cache.max_abs, cache.scales, steps.points, strict=True)
         if scale
     ]
-    share, where = max(shares, key=lambda found: found[0], default=(0.0, None))
-    return {"share": share, "share_of": where}
+    first = min(cache.layer for cache in steps.caches if cache.kind != "conv")
+    judged = [(share, where) for share, cache, where in shares if cache.kind != "conv" and cache.layer == first]
+    share, where = max(judged, default=(0.0, None))
+    return {"share": share, "share_of": where, "share_all": max((share for share, *_ in shares), default=0.0)}
 
 
 def measure_caches(
