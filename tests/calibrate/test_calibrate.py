@@ -227,7 +227,8 @@ def test_the_manifest_says_what_was_decided(built: Path) -> None:
     assert found["text"] == "shipped" and 1024 < found["tokens"] <= 2048
     assert len(found["matrices"]) == 16
     for entry in found["matrices"]:
-        assert entry["format"] == {"bits": 4, "block_size": 32, "symmetric": False}
+        gate_up = entry["parts"][0].endswith("w1.weight")
+        assert entry["format"] == {"bits": 4, "block_size": 32, "symmetric": gate_up}
         assert entry["method"] in ("plain", "weighted", "gptq", "descent", "coupled")
         assert 0 < entry["error_after"] <= entry["error_before"]
     assert not any(path.name.startswith(".") for path in built.iterdir())
