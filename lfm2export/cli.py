@@ -333,6 +333,13 @@ def bench(folder: Path, dtypes: tuple[str, ...], as_json: bool, quiet: bool, **o
 @click.option("--top-k", type=int, help="Draw tokens; 0 is off. Default: the artifact's, else 50.")
 @click.option("--repetition-penalty", type=float, help="Drawn or greedy. Default: the artifact's.")
 @click.option("--seed", type=click.IntRange(min=0), help="Equal seeds give equal answers.")
+@click.option(
+    "--draft",
+    type=click.Choice(["ngram", "off"]),
+    default="ngram",
+    show_default=True,
+    help="Guess tokens that repeat prompt or answer, several a step: faster where the answer copies, the same answer.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Default: the runtime's choice.")
 def generate(folder: Path, prompt: str | None, **options: Any) -> None:
     """Generate text with an artifact: one answer, a conversation, or a plain continuation.

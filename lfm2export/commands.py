@@ -319,6 +319,7 @@ def run_generate(
     max_new_tokens: int | None,
     seed: int | None,
     threads: int | None,
+    draft: str,
     **sampling: Any,
 ) -> None:
     """Open the artifact and answer: one prompt, every line of a conversation, or a plain continuation."""
@@ -357,6 +358,7 @@ def run_generate(
             sampler=sampler,
             eos_ids=defaults.eos_ids,
             length=length,
+            draft=draft == "ngram",
         )
         _finish(generated, sampler)
         _pass_on(generated, chat)
@@ -370,6 +372,7 @@ def run_generate(
         tools=functions,
         system=system,
         length=length,
+        draft=draft == "ngram",
     )
     for message in _messages(first, chat):
         answer = conversation.ask(message, on_text=_write, skip_special=functions is None)
@@ -438,4 +441,6 @@ def _finish(generated: Generated[Any], sampler: Sampler) -> None:
         if rate is not None
     ]
     how = "greedy" if sampler.sampling.greedy else f"seed {sampler.seed}"
+    if generated.drafted:
+        rates.append(f"{generated.accepted} of {generated.drafted} drafts right")
     say(f"[{len(generated.tokens)} tokens, {generated.stop.value}; {', '.join(rates)}; {how}]", err=True)

@@ -28,6 +28,14 @@ ATTENTION_MASK = "attention_mask"
 POSITION_IDS = "position_ids"
 LOGITS = "logits"
 
+#: Which tokens of each row `--logits last` gives logits for, counted from the row's end: an initializer that is a graph
+#: input besides, so that whoever feeds nothing gets the last token's. Runtimes list it apart from the inputs that must
+#: be fed (onnxruntime: `get_overridable_initializers`), or take it for the constant that it is (OpenVINO). The logits
+#: stay declared as one row: onnxruntime-genai allocates them by that, and onnxruntime lets more rows pass.
+LOGITS_FROM_END = "logits_from_end"
+LAST_TOKEN = (0,)
+LOGITS_ROWS = "num_logits"
+
 OPSET = 21
 IR_VERSION = 10
 #: The domain of the fused operators, and its version.
@@ -81,9 +89,13 @@ class Cache:
 
 @dataclass(frozen=True)
 class Contract:
-    """Inputs and outputs of the graph of `spec`, in order."""
+    """Inputs and outputs of the graph of `spec`, in order.
+
+    overridable: initializers that may be fed, after the inputs that must be.
+    """
 
     inputs: tuple[Tensor, ...]
+    overridable: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     caches: tuple[Cache, ...]
 
@@ -144,7 +156,9 @@ def caches(spec: ModelSpec, dtype: CacheDtype, kv: KvCache = "native") -> tuple[
 def contract(
     spec: ModelSpec, dtype: CacheDtype = "float32", logits: LogitsMode = "last", kv: KvCache = "native"
 ) -> Contract:
-    """The contract of DESIGN "Graph I/O" for `spec`. Logits are float32 for every dtype."""
+    """The contract of DESIGN "Graph I/O" for `spec`. Logits are float32 for every dtype: [B, S, V], or with "last"
+    [B, 1, V], of the R tokens that `logits_from_end` [R] names where it is fed.
+    """
     held = caches(spec, dtype, kv)
     inputs = (
         Tensor(INPUT_IDS, "int64", (BATCH, SEQUENCE)),
@@ -152,6 +166,8 @@ def contract(
         Tensor(POSITION_IDS, "int64", (BATCH, SEQUENCE)),
         *(cache.past for cache in held),
     )
-    rows: Dim = 1 if logits == "last" else SEQUENCE
+    last = logits == "last"
+    overridable = (Tensor(LOGITS_FROM_END, "int64", (LOGITS_ROWS,)),) if last else ()
+    rows: Dim = 1 if last else SEQUENCE
     outputs = (Tensor(LOGITS, "float32", (BATCH, rows, spec.vocab_size)), *(cache.present for cache in held))
-    return Contract(inputs, outputs, held)
+    return Contract(inputs, overridable, outputs, held)

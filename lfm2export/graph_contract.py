@@ -26,7 +26,7 @@ def check_contract(
     """
     wanted = contract.contract(spec, contract.cache_dtype(dtype), logits, kv)
     for kind, values, tensors in (
-        ("input", model.graph.inputs, wanted.inputs),
+        ("input", model.graph.inputs, (*wanted.inputs, *wanted.overridable)),
         ("output", model.graph.outputs, wanted.outputs),
     ):
         got = [(v.name, v.dtype.name if v.dtype else None, tuple(str(d) for d in v.shape or ())) for v in values]

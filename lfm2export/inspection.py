@@ -181,7 +181,13 @@ def contract_problems(facts: GraphFacts, spec: ModelSpec, dtype: str, logits: Lo
         problems.append(f"IR version is {facts.ir_version}, expected {contract.IR_VERSION}")
     kv = contract.held_kv_cache(facts.inputs) if dtype in contract.INT8_KV_DTYPES else "native"
     wanted = contract.contract(spec, contract.cache_dtype(dtype), logits or "last", kv)
-    for kind, got, expected in (("input", facts.inputs, wanted.inputs), ("output", facts.outputs, wanted.outputs)):
+    present = {tensor.name for tensor in facts.overridable}
+    overridable = tuple(tensor for tensor in wanted.overridable if tensor.name in present)  # other tools have none
+    for kind, got, expected in (
+        ("input", facts.inputs, wanted.inputs),
+        ("overridable input", facts.overridable, overridable),
+        ("output", facts.outputs, wanted.outputs),
+    ):
         problems += _tensor_problems(kind, got, expected)
     return problems
 

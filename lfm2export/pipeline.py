@@ -412,9 +412,11 @@ def dtype_graph(
     the size of the graph matters.
     """
     from lfm2export import passes
+    from lfm2export.passes.last_token import give_default
     from lfm2export.passes.precision import precision_passes
 
     model = fused.clone()
     passes.run(model, spec, precision_passes(dtype, spec, options, chosen, scales))
+    give_default(model)
     check_contract(model, spec, dtype, options.logits, kv_cache(dtype, options))
     return model

@@ -26,6 +26,7 @@ from lfm2export.artifact import find_model, resolve_data
 from lfm2export.contract import MODEL_FILES, LogitsMode
 from lfm2export.errors import ArtifactError, StepError
 from lfm2export.kv_scales import Scales, dequantized, read_scales
+from lfm2export.rollback import check_speculation, conv_state_after, from_end
 from lfm2export.spec import ModelSpec, parse_spec, read_config
 from lfm2export.steps import Logits, Mask, Tokens, row_lengths, step_inputs
 from lfm2export.untrusted.onnx_file import parse_model, read_model
@@ -121,6 +122,9 @@ class OnnxModel:
             self.path, folder, graph, dict(zip(given or {}, self.given, strict=True)), threads, optimization, providers
         )
         self.logits_mode: LogitsMode = _logits_mode(self.session)
+        overridable = {value.name for value in self.session.get_overridable_initializers()}
+        every = self.logits_mode == "all" or contract.LOGITS_FROM_END in overridable
+        self.max_drafts = self.spec.conv_L_cache - 1 if every else 0
         held = {value.type for value in self.session.get_inputs()}
         self.cache_dtype: contract.CacheDtype = "float16" if "tensor(float16)" in held else "float32"
         self.kv_cache: contract.KvCache = "int8" if "tensor(int8)" in held else "native"
@@ -153,6 +157,34 @@ class OnnxModel:
         names = [output.name for output in self.contract.outputs]
         logits, *caches = self.run(lambda: self.session.run(names, feeds))
         return logits, CopyState(mask, tuple(caches))
+
+    def speculate(self, tokens: Tokens, state: CopyState) -> tuple[Logits, Callable[[int], CopyState]]:
+        """Feed `tokens` [1, S] of which the end may be wrong: logits [1, S, V], and a function to be called once with
+        how many of them stay, 1 to S, which gives the state after those.
+
+        S is at most `max_drafts` + 1, as wide as a conv state: past and present together then hold all between them.
+
+        Raises:
+            StepError: several rows, more tokens than that, or what :meth:`step` raises.
+        """
+        check_speculation(tokens, self.max_drafts)
+        feeds, mask = self._feeds(tokens, state, None)
+        if self.logits_mode == "last":
+            feeds[contract.LOGITS_FROM_END] = from_end(tokens.shape[1])
+        names = [output.name for output in self.contract.outputs]
+        logits, *caches = self.run(lambda: self.session.run(names, feeds))
+
+        def keep(count: int) -> CopyState:
+            dropped = tokens.shape[1] - count
+            kept = []
+            for cache, past, present in zip(self.contract.caches, state.caches, caches, strict=True):
+                if cache.kind == "conv":
+                    kept.append(conv_state_after(past, present, tokens.shape[1], count))
+                else:
+                    kept.append(present[:, :, : present.shape[2] - dropped])
+            return CopyState(mask[:, : mask.shape[1] - dropped], tuple(kept))
+
+        return logits, keep
 
     def record(self, tokens: Tokens, state: CopyState, attention_mask: Mask | None = None) -> dict[str, NDArray[Any]]:
         """The `recorded` outputs of the step that :meth:`step` would make, by name; raises as it does."""
@@ -231,6 +263,7 @@ class BufferedModel:
         self.model = model
         self.spec = model.spec
         self.logits_mode = model.logits_mode
+        self.max_drafts = model.max_drafts
         self.max_length = max_length
 
     def new_state(self, batch: int = 1) -> BufferedState:
@@ -246,20 +279,50 @@ class BufferedModel:
         Raises:
             StepError: as there, and when the tokens do not fit a fixed `max_length`.
         """
+        rows = 1 if self.logits_mode == "last" else tokens.shape[1]
+        logits, mask = self._run(tokens, state, attention_mask, rows)
+        state.committed = (mask, 1 - state.committed[1])
+        return logits, state
+
+    def speculate(self, tokens: Tokens, state: BufferedState) -> tuple[Logits, Callable[[int], BufferedState]]:
+        """As :meth:`OnnxModel.speculate`. Until the count is said, and if it never is, the state is as it was."""
+        check_speculation(tokens, self.max_drafts)
+        width = tokens.shape[1]
+        logits, mask = self._run(tokens, state, None, width)
+        current = state.committed[1]
+
+        def keep(count: int) -> BufferedState:
+            past, present = (state.held.convs[which] for which in (current, 1 - current))
+            for name, buffer in present.items():
+                if count < width:
+                    buffer.array[...] = conv_state_after(past[name].array, buffer.array, width, count)
+            state.committed = (mask[:, : mask.shape[1] - width + count], 1 - current)
+            return state
+
+        return logits, keep
+
+    def _run(self, tokens: Tokens, state: BufferedState, attention_mask: Mask | None, rows: int) -> tuple[Logits, Mask]:
+        """One step into the buffers, not committed: logits [B, rows, V], and the mask after it."""
         feeds, mask = step_inputs(self.spec, tokens, state.mask, attention_mask)
         batch, total = mask.shape
         self._reserve(state, batch, total)
         current = state.committed[1]
-        rows = 1 if self.logits_mode == "last" else tokens.shape[1]
+        if self.logits_mode == "last" and self.max_drafts:
+            feeds[contract.LOGITS_FROM_END] = from_end(rows)
         logits = np.empty((batch, rows, self.spec.vocab_size), np.float32)
         binding = state.held.bindings[current]
         inputs = {name: _Buffer(array) for name, array in feeds.items()}
         for name, buffer in inputs.items():
             binding.bind_ortvalue_input(name, buffer.value)
-        binding.bind_ortvalue_output(contract.LOGITS, _Buffer(logits).value)
+        stated = rows == 1 or self.logits_mode == "all"
+        if stated:
+            binding.bind_ortvalue_output(contract.LOGITS, _Buffer(logits).value)
+        else:  # more rows than the file states: the runtime refuses a tensor of ours, and makes its own
+            binding.bind_output(contract.LOGITS)
         self.model.run(lambda: self.model.session.run_with_iobinding(binding))
-        state.committed = (mask, 1 - current)
-        return logits, state
+        if not stated:
+            logits = binding.get_outputs()[len(self.model.contract.caches)].numpy()  # bound last, after the caches
+        return logits, mask
 
     def read_caches(self, state: BufferedState) -> tuple[NDArray[Any], ...]:
         """Views of every cache tensor in contract order; keys and values [B, K, capacity, D], packed to the front.

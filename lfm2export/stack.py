@@ -88,9 +88,10 @@ def stack(template: ir.Model, spec: ModelSpec) -> None:
     for name, value in list(graph.initializers.items()):
         if _LAYER.search(name) and not value.uses():
             del graph.initializers[name]
-    plain = [value for value in graph.inputs if not any(value.name == cache.past.name for cache in old_caches)]
+    first = next(place for place, value in enumerate(graph.inputs) if value.name == old_caches[0].past.name)
+    before, behind = list(graph.inputs[:first]), list(graph.inputs[first + len(old_caches) :])
     graph.inputs.clear()
-    graph.inputs.extend([*plain, *new_inputs.values()])
+    graph.inputs.extend([*before, *new_inputs.values(), *behind])
 
 
 def _layer_of(node: ir.Node, known: dict[ir.Node, int]) -> int | None:

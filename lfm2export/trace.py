@@ -25,6 +25,7 @@ from torch.export import Dim
 
 from lfm2export.contract import (
     IR_VERSION,
+    LOGITS_ROWS,
     ONNX_TYPES,
     OPSET,
     LogitsMode,
@@ -77,11 +78,10 @@ class ExplicitCache:
 class ExplicitCacheLM(torch.nn.Module):  # type: ignore[misc]  # torch is not followed
     """`Lfm2ForCausalLM` behind the contract's inputs and outputs."""
 
-    def __init__(self, model: torch.nn.Module, spec: ModelSpec, logits: LogitsMode) -> None:
+    def __init__(self, model: torch.nn.Module, spec: ModelSpec) -> None:
         super().__init__()
         self.model = model
         self.spec = spec
-        self.logits: LogitsMode = logits
 
     def forward(
         self,
@@ -89,8 +89,12 @@ class ExplicitCacheLM(torch.nn.Module):  # type: ignore[misc]  # torch is not fo
         attention_mask: torch.Tensor,
         position_ids: torch.Tensor,
         past: Sequence[Any],
+        from_end: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """input_ids, position_ids [B, S], attention_mask [B, T], past per layer -> logits, then every present."""
+        """input_ids, position_ids [B, S], attention_mask [B, T], past per layer -> logits, then every present.
+
+        from_end [R]: which tokens get logits, counted from each row's end; None: all of them do.
+        """
         length = input_ids.shape[1]
         new_mask = attention_mask[:, -length:]
         new_count = new_mask.sum(1, keepdim=True)  # [B, 1]
@@ -116,7 +120,7 @@ class ExplicitCacheLM(torch.nn.Module):  # type: ignore[misc]  # torch is not fo
             use_cache=True,
         ).last_hidden_state
         # "all" goes back to where each token stood: the k-th valid token is at packed place k.
-        index = torch.clamp(new_count - 1, min=0) if self.logits == "last" else new_mask.cumsum(1) - new_mask
+        index = new_mask.cumsum(1) - new_mask if from_end is None else torch.clamp(new_count - 1 - from_end, min=0)
         hidden = torch.gather(hidden, 1, index.unsqueeze(2).expand(-1, -1, hidden.shape[2]))
         presents = [tensor for layer in range(len(past)) for tensor in cache.present[layer]]
         return (self.model.lm_head(hidden), *presents)
@@ -154,10 +158,8 @@ def trace(spec: ModelSpec, logits: LogitsMode = "last") -> ir.Model:
         # A tie alone leaves two names for one parameter; the checkpoint's name is the table's.
         if spec.tie_word_embeddings:
             model.lm_head.weight = model.model.embed_tokens.weight
-        arguments, shapes = _example(spec)
-        program = torch.export.export(
-            ExplicitCacheLM(model, spec, logits), arguments, dynamic_shapes=shapes, strict=False
-        )
+        arguments, shapes = _example(spec, logits)
+        program = torch.export.export(ExplicitCacheLM(model, spec), arguments, dynamic_shapes=shapes, strict=False)
         exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False)
     assert exported is not None
     traced: ir.Model = exported.model
@@ -177,7 +179,7 @@ def _inverse_frequencies(config: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.ascontiguousarray(frequencies.numpy(), dtype=np.float32)
 
 
-def _example(spec: ModelSpec) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+def _example(spec: ModelSpec, logits: LogitsMode) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Example arguments and their dynamic dimensions. Sizes are all different and above 1, so that none is
     specialized.
     """
@@ -198,7 +200,9 @@ def _example(spec: ModelSpec) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
             past.append((torch.zeros(shape), torch.zeros(shape)))
             past_shapes.append((row | {2: dims["past_sequence_length"]},) * 2)
     ids = [torch.zeros(batch, size, dtype=torch.int64) for size in (length, past_length + length, length)]
-    return (*ids, past), (tokens, row | {1: dims["total_sequence_length"]}, tokens, past_shapes)
+    arguments = (*ids, past, torch.zeros(4, dtype=torch.int64) if logits == "last" else None)
+    rows = {0: Dim(LOGITS_ROWS)} if logits == "last" else None
+    return arguments, (tokens, row | {1: dims["total_sequence_length"]}, tokens, past_shapes, rows)
 
 
 @contextmanager
@@ -236,9 +240,12 @@ def _attach_recipes(
 
 
 def _name_contract(model: ir.Model, spec: ModelSpec, logits: LogitsMode) -> None:
-    """Inputs and outputs get the contract's names, types and symbols; their order is already the contract's."""
+    """Inputs and outputs get the contract's names, types and symbols; their order is already the contract's. What is
+    overridable is an input until the passes are done: `passes.last_token.give_default`.
+    """
     wanted = contract(spec, logits=logits)
-    for values, tensors in ((model.graph.inputs, wanted.inputs), (model.graph.outputs, wanted.outputs)):
+    graph = model.graph
+    for values, tensors in ((graph.inputs, (*wanted.inputs, *wanted.overridable)), (graph.outputs, wanted.outputs)):
         if len(values) != len(tensors):
             raise GraphError(f"the traced graph has {len(values)} inputs or outputs, the contract {len(tensors)}")
         for value, tensor in zip(values, tensors, strict=True):

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
-from lfm2export.contract import IR_VERSION, MODEL_FILES, OPSET, LogitsMode, Tensor, cache_dtype, contract
+from lfm2export.contract import IR_VERSION, LAST_TOKEN, MODEL_FILES, OPSET, LogitsMode, Tensor, cache_dtype, contract
 from lfm2export.spec import ModelSpec
 
 TYPES = {"int64": TensorProto.INT64, "float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
@@ -53,7 +53,10 @@ def write_skeleton(folder: Path, spec: ModelSpec, dtype: str, logits: LogitsMode
     }
     nodes = [helper.make_node("Cast", ["model.embed_tokens.weight_scales"], ["scales"], to=TensorProto.FLOAT)]
     nodes += [helper.make_node("Identity", ["scales"], [output.name]) for output in held.outputs]
-    graph = helper.make_graph(nodes, "skeleton", [_info(t) for t in held.inputs], [_info(t) for t in held.outputs])
+    inputs = [_info(t) for t in (*held.inputs, *held.overridable)]
+    graph = helper.make_graph(nodes, "skeleton", inputs, [_info(t) for t in held.outputs])
+    for tensor in held.overridable:
+        graph.initializer.append(numpy_helper.from_array(np.array(LAST_TOKEN, np.int64), tensor.name))
     (folder / "onnx").mkdir(parents=True, exist_ok=True)
     path = folder / "onnx" / MODEL_FILES[dtype]
     names = [f"{path.name}_data" + (f"_{number}" if number else "") for number in range(chunks)]

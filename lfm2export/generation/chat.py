@@ -39,6 +39,7 @@ def stream(
     skip_special: bool = True,
     state: S | None = None,
     length: int | None = None,
+    draft: bool = False,
 ) -> Generated[S]:
     """:func:`generate`, with the answer handed to `on_text` piece by piece; the stop token is not shown."""
     decoder = StreamDecoder(lambda ids: tokenizer.decode(ids, skip_special=skip_special))
@@ -57,6 +58,7 @@ def stream(
         on_token=show,
         state=state,
         length=length,
+        draft=draft,
     )
     rest = decoder.flush()
     if rest:
@@ -74,7 +76,7 @@ class Conversation(Generic[S]):
     Args:
         tools: function objects, as the chat template takes them.
         system: the system message.
-        length: as for :func:`generate`.
+        length, draft: as for :func:`generate`.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Conversation(Generic[S]):
         tools: Sequence[Mapping[str, Any]] | None = None,
         system: str | None = None,
         length: int | None = None,
+        draft: bool = False,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -96,6 +99,7 @@ class Conversation(Generic[S]):
         self.sampler = sampler if sampler is not None else Sampler()
         self.tools = tools
         self.length = length
+        self.draft = draft
         self.messages: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
         self._cached: list[int] = []
         self._state: S | None = None
@@ -128,6 +132,7 @@ class Conversation(Generic[S]):
             skip_special=skip_special,
             state=self._state if reused else None,
             length=self.length,
+            draft=self.draft,
         )
         self._state = generated.state
         self._cached = [*tokens, *generated.tokens][: int(generated.state.lengths[0])]

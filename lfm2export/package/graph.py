@@ -49,13 +49,15 @@ class Initializer:
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """accuracy_levels: of the products of blocks, each level once.
-
-    `nodes` counts every node; `nodes_without_weight_casts` leaves out the Casts whose input is an initializer."""
+    """`inputs` must be fed; `overridable` are initializers that may be. `nodes` counts every node;
+    `nodes_without_weight_casts` leaves out the Casts whose input is an initializer. accuracy_levels: of the products of
+    blocks, each level once.
+    """
 
     opsets: Mapping[str, int]
     ir_version: int
     inputs: tuple[Tensor, ...]
+    overridable: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     op_counts: Mapping[str, int]
     nodes: int
@@ -80,6 +82,7 @@ def read_graph(path: Path) -> GraphFacts:
         raise ArtifactError(f"{path} does not exist; build it again")
     model = read_model(path, weights=False)
     nodes = list(_nodes(model.graph, frozenset()))
+    constants = {tensor.name for tensor in model.graph.initializer}
     counts = Counter(_operator(node) for node, _ in nodes)
     common = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MAX_OPERATORS])
     if len(counts) > MAX_OPERATORS:
@@ -87,7 +90,8 @@ def read_graph(path: Path) -> GraphFacts:
     return GraphFacts(
         opsets=dict(sorted((_name(opset.domain), opset.version) for opset in model.opset_import)),
         ir_version=model.ir_version,
-        inputs=tuple(_tensor(value) for value in model.graph.input),
+        inputs=tuple(_tensor(value) for value in model.graph.input if value.name not in constants),
+        overridable=tuple(_tensor(value) for value in model.graph.input if value.name in constants),
         outputs=tuple(_tensor(value) for value in model.graph.output),
         op_counts=common,
         nodes=len(nodes),

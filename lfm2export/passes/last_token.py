@@ -1,17 +1,19 @@
-"""Next-token logits early: with `--logits last`, only each row's last token goes through the end of the last layer.
+"""Next-token logits early: with `--logits last`, only the tokens that get logits go through the end of the last layer.
 
     y - out_proj - SkipNorm(residual) - FFN - SkipNorm - GatherElements(last) - head
                                       ->
     y - GatherElements(last) - out_proj - SkipNorm(GatherElements(residual, last)) - FFN - SkipNorm - head
 
 Once. The last layer needs all tokens for its caches alone; its output projection and FFN, about a sixteenth of the
-prefill of a model of 16 layers, run on one token a row.
+prefill of a model of 16 layers, run on one token a row, or on those that `logits_from_end` names.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
+from lfm2export.contract import LAST_TOKEN, LOGITS_FROM_END
 from lfm2export.passes.matching import Builder, Firing, NoMatch, expect, operands, recipe_of, rewrite
 from lfm2export.spec import ModelSpec
 
@@ -41,6 +43,16 @@ def fuse(model: ir.Model, spec: ModelSpec) -> Firing:
     return rewrite(model, "GatherElements", attempt)
 
 
+def give_default(model: ir.Model) -> None:
+    """Make the input `logits_from_end`, where there is one, an initializer too: whoever feeds nothing gets the last
+    token's logits. After all passes, for those that fold, merge and name constants would take it for one.
+    """
+    for value in model.graph.inputs:
+        if value.name == LOGITS_FROM_END:
+            value.const_value = ir.tensor(np.array(LAST_TOKEN, np.int64), name=value.name)
+            model.graph.initializers.add(value)
+
+
 def _projection(value: ir.Value | None) -> ir.Node | None:
     """The layer's output projection if it makes `value`."""
     node = value.producer() if value is not None else None
@@ -50,5 +62,5 @@ def _projection(value: ir.Value | None) -> ir.Node | None:
 
 
 def _last(op: Builder, value: ir.Value | None, index: ir.Value, width: int) -> ir.Value:
-    """value [B, S, width], index [B, 1, 1] -> [B, 1, width]."""
+    """value [B, S, width], index [B, R, 1] -> [B, R, width]."""
     return op("GatherElements", value, op("Expand", index, op.constant([1, 1, width])), axis=1)

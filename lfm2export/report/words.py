@@ -22,6 +22,7 @@ CHECKS = {
     CheckName.CHUNKS: "prefill whole, in chunks, token by token",
     CheckName.PADDING: "padded rows of a batch against the rows alone",
     CheckName.TURNS: "a second turn on a kept cache against the conversation at once",
+    CheckName.DRAFTS: "several tokens a step, the last of them taken back, against token by token",
     CheckName.LONG: "a long prompt",
     CheckName.GREEDY: "free-running greedy generation",
     CheckName.TEXT: "KLD and perplexity over text",

@@ -24,8 +24,8 @@ class CheckName(StrEnum):
     against a model of it in numpy. CACHES: where keys and values are int8, every code and what attention makes of them
     against a model in numpy, and the scales measured again. FILE: the file as shipped, step by step, against PyTorch on
     the source. NORMS: as ARITHMETIC, on a residual stream so faint that each norm's eps counts. CHUNKS, PADDING,
-    TURNS: the same result by other routes. LONG: a long prompt. GREEDY: free-running generation. TEXT: KLD and
-    perplexity over text.
+    TURNS: the same result by other routes. DRAFTS: tokens fed on trial and taken back. LONG: a long prompt. GREEDY:
+    free-running generation. TEXT: KLD and perplexity over text.
     """
 
     WEIGHTS = "weights"
@@ -37,6 +37,7 @@ class CheckName(StrEnum):
     CHUNKS = "chunks"
     PADDING = "padding"
     TURNS = "turns"
+    DRAFTS = "drafts"
     LONG = "long"
     GREEDY = "greedy"
     TEXT = "text"

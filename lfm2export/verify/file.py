@@ -281,7 +281,7 @@ class FileChecks:
         return judge.judge_file(found, self.names, self.limits, most_kld, 0.0)
 
     def _routes(self, model: OnnxModel, form: Form, long: ExpectedLong | None) -> None:
-        """Chunks, padding, turns, long; each check holds the routes of both forms."""
+        """Chunks, padding, turns, drafts, long; each check holds the routes of both forms."""
         exact = form is Form.EXACT or self.exact
         limits = self.limits
         given = (limits.exact_logits, limits.exact_caches) if exact else (limits.route_logits, limits.route_caches)
@@ -294,6 +294,11 @@ class FileChecks:
         self._route(CheckName.CHUNKS, lambda: feed.chunks(tokens))
         self._route(CheckName.PADDING, lambda: feed.padding(rows, quick))
         self._route(CheckName.TURNS, lambda: [feed.turns(first.prompt.tokens, answer, second.prompt.tokens)])
+        if model.max_drafts:
+            self._route(CheckName.DRAFTS, lambda: feed.drafts(tokens))
+        else:
+            why = "the file gives the last token's logits alone, so nothing is fed on trial"
+            self.found.checks[CheckName.DRAFTS] = judge.not_measured(CheckName.DRAFTS, why)
         whole = self.plan.long
         if long is not None:
             self._route(CheckName.LONG, lambda: [feed.long_reference(long)])

@@ -1,4 +1,4 @@
-"""The same result by other routes: chunks, padded rows, a second turn on a kept cache, a long prompt.
+"""The same result by other routes: chunks, padded rows, a second turn, drafts taken back, a long prompt.
 
 The file is compared with itself (and a long prompt with the reference), so no route hides behind quantization. In
 float32 the routes differ by rounding alone; a file as shipped rounds its activations too, to 8 bits or to float16.
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lfm2export import contract, measures
 from lfm2export.progress import Progress, silent
-from lfm2export.runtime import CopyState, OnnxModel
+from lfm2export.runtime import BufferedModel, CopyState, OnnxModel
 from lfm2export.spec import ModelSpec
 from lfm2export.steps import Logits, Mask, Tokens, next_token_logits, row_lengths
 from lfm2export.verify.expected import ExpectedLong
@@ -120,6 +120,39 @@ class Routes:
         self._caches(worst, kept, caches)
         worst.add_logits(whole, logits)
         return self._measure(CheckName.TURNS, "second turn on a kept cache", "all at once", len(tokens), worst)
+
+    def drafts(self, tokens: Sequence[int]) -> list[RouteMeasure]:
+        """Steps of several tokens, of which the end is wrong and taken back = token by token; in both loops."""
+        start, width = len(tokens) // 2, self.model.max_drafts + 1
+        wrong = [(token + 1) % self.model.spec.vocab_size for token in (*tokens[1:], *tokens[:1])] * 2
+        loops: dict[str, Any] = {"caches by value": self.model, "caches in buffers": BufferedModel(self.model)}
+        self._begin(CheckName.DRAFTS, (1 + len(loops)) * (start + width * (len(tokens) - start)))
+        _, state = self._step(np.array([tokens[:start]], np.int64), self.model.new_state(1))
+        alone = {}
+        for place in range(start, len(tokens)):
+            logits, state = self._step(np.array([[tokens[place]]], np.int64), state)
+            alone[place] = (next_token_logits(logits)[0], self.model.read_caches(state))
+        found = []
+        for name, loop in loops.items():
+            worst = Worst(*self.limits)
+            _, held = loop.step(np.array([tokens[:start]], np.int64), loop.new_state(1))
+            place, step = start, 0
+            while place < len(tokens):
+                count = min(step % width + 1, len(tokens) - place)
+                fed = [*tokens[place : place + count], *wrong[place + count - 1 : place + width - 1]]
+                worst.place = f"in step {step}, of which {count} of {width} tokens were kept"
+                logits, keep = loop.speculate(np.array([fed], np.int64), held)
+                rows, held = logits[0, :count].copy(), keep(count)
+                place, step = place + count, step + 1
+                for cache, theirs, mine in zip(self.names, alone[place - 1][1], loop.read_caches(held), strict=True):
+                    worst.add_cache(cache, theirs, mine if mine.ndim == 3 else mine[:, :, : theirs.shape[2]])
+                for row, kept in enumerate(range(place - count, place)):
+                    worst.add_logits(alone[kept][0], rows[row])
+                self.done += width
+                self.progress(self.stage, min(self.done, self.total), self.total, "tokens")
+            route = f"drafts taken back, {name}"
+            found.append(self._measure(CheckName.DRAFTS, route, "token by token", len(tokens), worst))
+        return found
 
     def padding(self, rows: Sequence[Sequence[int]], quick: bool = False) -> list[RouteMeasure]:
         """Rows of unequal length, padded left, right, and on either side by turns = the same rows alone."""

@@ -7,7 +7,7 @@ exact          MatMulNBits at accuracy_level 4 rounds activations to 8 bits: lev
                MatMulIntegerToFloat of activations rounded token by token: a float32 product (`verify.int8`).
                int8 keys and values are floats (`verify.kv_cache`), unless they are what is looked at.
                float16 inputs, outputs, casts and constants become float32; a float16 weight is cast where it is read.
-all positions  GatherElements(x, Expand(index, [1, 1, width])), the last token of each row, becomes x.
+all positions  GatherElements(x, Expand(index, [1, 1, width])), the last tokens of each row, becomes x.
 """
 
 from __future__ import annotations
@@ -134,6 +134,9 @@ def all_positions(model: onnx.ModelProto) -> onnx.ModelProto | None:
     kept = [node for node in graph.node if not any(name in bypass for name in node.output)]
     del graph.node[:]
     graph.node.extend(kept)
+    inputs = [value for value in graph.input if value.name != contract.LOGITS_FROM_END]
+    del graph.input[:]
+    graph.input.extend(inputs)
     positions = next(value for value in graph.output if value.name == contract.LOGITS).type.tensor_type.shape.dim[1]
     positions.Clear()
     positions.dim_param = contract.SEQUENCE

@@ -84,7 +84,7 @@ def feeds(
 ) -> dict[str, NDArray[Any]]:
     """The contract's inputs of one step: `tokens` [B, S], `mask` [B, T] with the new tokens, `past` None at the start.
 
-    Positions count each row's valid tokens.
+    Positions count each row's valid tokens. What is overridable is no initializer yet before the passes are done.
     """
     ids = np.array(tokens, np.int64)
     positions = np.maximum(mask.cumsum(1) - 1, 0)[:, -ids.shape[1] :]
