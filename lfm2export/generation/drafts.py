@@ -4,9 +4,10 @@
                           ^^^^^^^^                               ^^^^^^^^|lace  draft: what followed there
 
 A step of several tokens costs a little more than one of one, for the weights are read once. How many drafts a step
-gets, and whether any, is decided by what it costs and by how often drafts after a suffix of that length came true. A
-budget bounds what wrong ones may cost, so that an answer which copies nothing is as fast as without, but for a percent
-or two. Time decides nothing here: equal prompts and seeds have equal drafts.
+gets, and whether any, is decided by what they cost and by how often such drafts came true: of suffixes as long, seen as
+often, followed by the same or by this and that. A budget bounds what wrong ones may cost, so that an answer which
+copies nothing is as fast as without, but for two percent. Time decides nothing here: equal prompts and seeds have equal
+drafts.
 """
 
 from __future__ import annotations
@@ -14,25 +15,29 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-#: A draft token's cost in steps of one token. Measured, 350M, 2 cores: see benchmarks/drafts.
+#: A draft token's cost in steps of one token. Measured, 350M on 2 cores: .13 for one and .17 each for two with 4-bit
+#: blocks, .21 with 8 bits by channel.
 COST = 0.2
 
 #: The budget of wrong drafts in steps: at first, per token of the answer, and at most.
 FIRST_BUDGET, BUDGET_RATE, MAX_BUDGET = 0.5, 0.015, 1.5
 
-#: Suffixes shorter than this propose nothing; longer ones than the last bound count as one kind.
-SHORTEST = 2
-BOUNDS = (2, 3, 4, 6, 9)
-
-#: How often a draft after a suffix of that kind comes true before anything was seen, and the weight of that guess.
-PRIOR = (0.4, 0.55, 0.7, 0.8, 0.9)
+#: How often a draft comes true before anything was seen, and the weight of that guess: by the length of the suffix, if
+#: it was seen once before; if several times and all went on alike, which tells most; if they went on differently.
+BOUNDS = (1, 2, 3, 5, 8)
+ONCE = (0.3, 0.5, 0.6, 0.75, 0.85)
+ALIKE = (0.65, 0.88, 0.88, 0.92, 0.92)
+DIFFERENTLY = 0.15
 PRIOR_WEIGHT = 3.0
 
 #: What was seen counts less by this factor with each draft of its kind, so that an answer may change its ways.
 MEMORY = 0.9
 
-#: Earlier places of a suffix that are looked at, and how far back each is compared.
-MOST_PLACES, LONGEST = 8, 16
+#: Earlier places of a suffix that are looked at, the last ones, and how far back each is compared.
+MOST_PLACES, LONGEST = 16, 16
+
+#: Suffixes of these lengths are looked up, the longer first.
+LOOKED_UP = (2, 1)
 
 
 class NgramDrafts:
@@ -47,10 +52,11 @@ class NgramDrafts:
         self.drafted = self.accepted = 0
         self._tokens: list[int] = []
         self._places: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
-        self._right = [rate * PRIOR_WEIGHT for rate in PRIOR]
-        self._seen = [PRIOR_WEIGHT] * len(PRIOR)
+        prior = (*ONCE, *ALIKE, DIFFERENTLY)
+        self._right = [rate * PRIOR_WEIGHT for rate in prior]
+        self._seen = [PRIOR_WEIGHT] * len(prior)
         self._budget = FIRST_BUDGET
-        self._proposed: tuple[int, list[int]] = (0, [])  # suffix length, drafts
+        self._proposed: tuple[tuple[int, ...], list[int]] = ((), [])  # kind of each draft, drafts
         for token in tokens:
             self._append(token)
 
@@ -61,19 +67,17 @@ class NgramDrafts:
 
     def propose(self, room: int) -> list[int]:
         """Up to `room` tokens that may follow; none where that would not pay."""
-        room = min(room, self.most)
-        length, place = self._longest_suffix() if room > 0 else (0, 0)
-        found = self._tokens[place : place + min(room, self._worth(length))] if length else []
-        self._proposed = (length, found)
+        kinds, place = self._suffix(min(room, self.most)) if room > 0 else ((), 0)
+        found = self._tokens[place : place + self._worth(kinds)] if kinds else []
+        self._proposed = (kinds, found)
         return found
 
     def settle(self, accepted: int) -> None:
         """Of the drafts proposed last, the first `accepted` came true."""
-        length, drafts = self._proposed
+        kinds, drafts = self._proposed
         if not drafts:
             return
-        for place in range(min(accepted + 1, len(drafts))):
-            kind = _kind(length + place)
+        for place, kind in enumerate(kinds[: min(accepted + 1, len(drafts))]):
             self._right[kind] = self._right[kind] * MEMORY + (place < accepted)
             self._seen[kind] = self._seen[kind] * MEMORY + 1
         self._budget = min(self._budget + accepted - COST * len(drafts), MAX_BUDGET)
@@ -81,30 +85,44 @@ class NgramDrafts:
         self.accepted += accepted
 
     def _append(self, token: int) -> None:
-        """Note where the last tokens end, so that what follows them there is found."""
+        """Note what `token` follows."""
+        for length in LOOKED_UP:
+            if len(self._tokens) >= length:
+                self._places[tuple(self._tokens[-length:])].append(len(self._tokens))
         self._tokens.append(token)
-        if len(self._tokens) > SHORTEST:  # the suffix before this token: it is what `token` follows
-            self._places[tuple(self._tokens[-SHORTEST - 1 : -1])].append(len(self._tokens) - 1)
 
-    def _longest_suffix(self) -> tuple[int, int]:
-        """(its length, the place behind its earlier occurrence); the latest of the longest. (0, 0): there is none."""
-        tokens, best, where = self._tokens, 0, 0
-        for place in reversed(self._places.get(tuple(tokens[-SHORTEST:]), [])[-MOST_PLACES:]):
-            length = SHORTEST
-            while length < min(LONGEST, place) and tokens[place - length - 1] == tokens[-length - 1]:
-                length += 1
-            if length > best:
-                best, where = length, place
-        return best, where
+    def _suffix(self, room: int) -> tuple[tuple[int, ...], int]:
+        """(kinds of up to `room` drafts, the place where they stand): what followed the longest suffix seen before, the
+        last time. No kinds: there is none."""
+        tokens = self._tokens
+        places = next((p for n in LOOKED_UP if (p := self._places.get(tuple(tokens[-n:])))), [])[-MOST_PLACES:]
+        if not places:
+            return (), 0
+        lengths = [self._common(place) for place in places]
+        longest = max(lengths)
+        best = [place for place, length in zip(places, lengths, strict=True) if length == longest]
+        kinds = []
+        for ahead in range(min(room, len(tokens) - best[-1])):
+            following = {tokens[place + ahead] for place in best if place + ahead < len(tokens)}
+            kinds.append(_kind(longest + ahead, len(best), len(following)))
+            wanted = tokens[best[-1] + ahead]
+            best = [place for place in best if place + ahead < len(tokens) and tokens[place + ahead] == wanted]
+        return tuple(kinds), best[-1]
 
-    def _worth(self, length: int) -> int:
-        """How many drafts after a suffix of `length` make tokens cheapest, as far as the budget goes."""
+    def _common(self, place: int) -> int:
+        """How many tokens before `place` are the last ones."""
+        tokens, length = self._tokens, 1
+        while length < min(LONGEST, place) and tokens[place - length - 1] == tokens[-length - 1]:
+            length += 1
+        return length
+
+    def _worth(self, kinds: tuple[int, ...]) -> int:
+        """How many drafts of these kinds make tokens cheapest, as far as the budget goes."""
         count, best = 0, 1.0
         chance, tokens = 1.0, 1.0
-        for drafts in range(1, self.most + 1):
+        for drafts, kind in enumerate(kinds, start=1):
             if self._budget < COST * drafts:
                 break
-            kind = _kind(length + drafts - 1)
             chance *= self._right[kind] / self._seen[kind]
             tokens += chance
             price = (1 + COST * drafts) / tokens
@@ -113,6 +131,8 @@ class NgramDrafts:
         return count
 
 
-def _kind(length: int) -> int:
-    """Which of :data:`BOUNDS` a suffix of `length` reaches."""
-    return sum(length >= bound for bound in BOUNDS) - 1
+def _kind(length: int, places: int, followed: int) -> int:
+    """Which prior counts for a draft after a suffix of `length`, seen at `places` that `followed` tokens follow."""
+    if followed > 1:
+        return len(ONCE) + len(ALIKE)
+    return sum(length >= bound for bound in BOUNDS) - 1 + (len(ONCE) if places > 1 else 0)

@@ -51,6 +51,13 @@ def test_the_tokenizers_length_is_a_default(folder: Path) -> None:
     assert "[30 tokens, length;" in generate(folder, "--max-new-tokens", "30").stderr
 
 
+def test_drafts_change_how_fast_it_is_and_nothing_else(folder: Path) -> None:
+    options = ("--greedy", "--max-new-tokens", "60", "--repetition-penalty", "1")
+    fast, plain = generate(folder, *options), generate(folder, *options, "--draft", "off")
+    assert fast.stdout == plain.stdout and fast.exit_code == plain.exit_code == 0
+    assert " drafts right;" in fast.stderr and "drafts" not in plain.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
