@@ -217,20 +217,23 @@ def test_no_piece_holds_half_a_character(pair: dict[str, tuple[ChatTokenizer, An
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_standin(tmp_path_factory.mktemp("model"), vocabulary=512)
+    folder = write_standin(tmp_path_factory.mktemp("model"), vocabulary=512, logits="all")
     write_companions(folder)
     (folder / "chat_template.jinja").write_text(TOOLS_TEMPLATE)
     return folder
 
 
+@pytest.mark.parametrize("draft", [False, True])
 @pytest.mark.parametrize("buffered", [False, True])
-def test_a_conversation_prefills_only_what_is_new_and_answers_the_same(model_folder: Path, buffered: bool) -> None:
+def test_a_conversation_prefills_only_what_is_new_and_answers_the_same(
+    model_folder: Path, buffered: bool, draft: bool
+) -> None:
     plain = OnnxModel(model_folder, threads=1)
     model: Any = BufferedModel(plain) if buffered else plain
     tokenizer = ChatTokenizer(model_folder)
     warm = Sampling(temperature=1.0)
     kept: Any = Conversation(
-        model, tokenizer, eos_ids={7}, max_new_tokens=12, sampler=Sampler(warm, 0), system="Be brief."
+        model, tokenizer, eos_ids={7}, max_new_tokens=12, sampler=Sampler(warm, 0), system="Be brief.", draft=draft
     )
     held = 0
     for seed, text in enumerate(["Hello.", "What is the capital of France?", "é 漢字"]):
@@ -246,6 +249,7 @@ def test_a_conversation_prefills_only_what_is_new_and_answers_the_same(model_fol
         assert kept.messages[-1] == {"role": "assistant", "content": answer.text}
         assert answer.reused + answer.generated.prefilled == len(answer.prompt)
         assert answer.reused == held
+        assert (answer.generated.drafted > 0) is draft
         held = int(answer.generated.state.lengths[0])
 
 
