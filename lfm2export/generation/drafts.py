@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-#: A draft token's cost in steps of one token. Measured, 350M on 2 cores: .13 for one and .17 each for two with 4-bit
-#: blocks, .21 with 8 bits by channel.
-COST = 0.2
+#: A draft token's cost in steps of one token. Measured, 350M on 2 cores: .13 to .21 for one and .34 to .51 for two with
+#: 4-bit blocks, .21 and .42 with 8 bits by channel.
+COST = 0.22
 
 #: The budget of wrong drafts in steps: at first, per token of the answer, and at most.
 FIRST_BUDGET, BUDGET_RATE, MAX_BUDGET = 0.5, 0.015, 1.5
@@ -25,13 +25,13 @@ FIRST_BUDGET, BUDGET_RATE, MAX_BUDGET = 0.5, 0.015, 1.5
 #: How often a draft comes true before anything was seen, and the weight of that guess: by the length of the suffix, if
 #: it was seen once before; if several times and all went on alike, which tells most; if they went on differently.
 BOUNDS = (1, 2, 3, 5, 8)
-ONCE = (0.3, 0.5, 0.6, 0.75, 0.85)
+ONCE = (0.2, 0.4, 0.5, 0.65, 0.8)
 ALIKE = (0.65, 0.88, 0.88, 0.92, 0.92)
 DIFFERENTLY = 0.15
 PRIOR_WEIGHT = 3.0
 
-#: What was seen counts less by this factor with each draft of its kind, so that an answer may change its ways.
-MEMORY = 0.9
+#: What was seen counts less by this factor with each token after such a suffix: an answer may change its ways.
+MEMORY = 0.97
 
 #: Earlier places of a suffix that are looked at, the last ones, and how far back each is compared.
 MOST_PLACES, LONGEST = 16, 16
@@ -56,7 +56,8 @@ class NgramDrafts:
         self._right = [rate * PRIOR_WEIGHT for rate in prior]
         self._seen = [PRIOR_WEIGHT] * len(prior)
         self._budget = FIRST_BUDGET
-        self._proposed: tuple[tuple[int, ...], list[int]] = ((), [])  # kind of each draft, drafts
+        self._expected: tuple[int, tuple[int, ...], list[int]] = (0, (), [])  # from which token, kinds, tokens
+        self._drafts: list[int] = []
         for token in tokens:
             self._append(token)
 
@@ -68,21 +69,25 @@ class NgramDrafts:
     def propose(self, room: int) -> list[int]:
         """Up to `room` tokens that may follow; none where that would not pay."""
         kinds, place = self._suffix(min(room, self.most)) if room > 0 else ((), 0)
-        found = self._tokens[place : place + self._worth(kinds)] if kinds else []
-        self._proposed = (kinds, found)
-        return found
+        self._expected = (len(self._tokens), kinds, self._tokens[place : place + len(kinds)])
+        self._drafts = self._tokens[place : place + self._worth(kinds)]
+        return self._drafts
 
     def settle(self, accepted: int) -> None:
-        """Of the drafts proposed last, the first `accepted` came true."""
-        kinds, drafts = self._proposed
-        if not drafts:
-            return
-        for place, kind in enumerate(kinds[: min(accepted + 1, len(drafts))]):
-            self._right[kind] = self._right[kind] * MEMORY + (place < accepted)
+        """The step that :meth:`propose` was asked for is done, and its tokens are pushed: of the drafts, the first
+        `accepted` came true. What was not worth a draft is learned from, too: whether it would have come true.
+        """
+        start, kinds, expected = self._expected
+        for kind, token, found in zip(kinds, expected, self._tokens[start:], strict=False):
+            self._right[kind] = self._right[kind] * MEMORY + (token == found)
             self._seen[kind] = self._seen[kind] * MEMORY + 1
-        self._budget = min(self._budget + accepted - COST * len(drafts), MAX_BUDGET)
-        self.drafted += len(drafts)
-        self.accepted += accepted
+            if token != found:
+                break
+        if self._drafts:
+            self._budget = min(self._budget + accepted - COST * len(self._drafts), MAX_BUDGET)
+            self.drafted += len(self._drafts)
+            self.accepted += accepted
+        self._expected, self._drafts = (0, (), []), []
 
     def _append(self, token: int) -> None:
         """Note what `token` follows."""

@@ -72,8 +72,8 @@ class Always(NgramDrafts):
     """Proposes as much as it may, right or wrong."""
 
     def propose(self, room: int) -> list[int]:
-        self._proposed = ((0, 0), [(self._tokens[-1] + place) % 3 for place in range(min(room, self.most))])
-        return self._proposed[1]
+        self._drafts = [(self._tokens[-1] + place) % 3 for place in range(min(room, self.most))]
+        return self._drafts
 
 
 @pytest.mark.parametrize("sampling", [Sampling(temperature=1.0), SAMPLED], ids=["plain", "every processor"])
@@ -205,8 +205,8 @@ def test_a_file_without_drafts_answers_plainly(tmp_path: Path) -> None:
 
 
 def test_what_followed_the_longest_suffix_is_proposed() -> None:
-    proposer = NgramDrafts([5, 1, 2, 3, 4, 8, 8, 9, 2, 3, 6, 7, 1, 2, 3], 2)
-    assert proposer.propose(9) == [4, 8], "1 2 3 was followed by 4 8; the later 2 3, by 6 7, is shorter"
+    proposer = NgramDrafts([5, 0, 1, 2, 3, 4, 8, 8, 9, 2, 3, 6, 7, 0, 1, 2, 3], 2)
+    assert proposer.propose(9) == [4, 8], "0 1 2 3 was followed by 4 8; the later 2 3, by 6 7, is shorter"
     assert proposer.propose(1) == [4] and proposer.propose(0) == []
     assert NgramDrafts([1, 2, 3, 4, 5], 2).propose(2) == [] and NgramDrafts([1], 2).propose(2) == []
     assert NgramDrafts([1, 2, 9, 1, 2, 9, 1, 2], 1).propose(2) == [9], "twice the same"
@@ -224,22 +224,37 @@ def test_wrong_drafts_cost_no_more_than_the_budget(most: int, monkeypatch: pytes
     for step in range(2000):
         drafts = proposer.propose(9)
         spent += COST * len(drafts)
-        proposer.settle(0)
         proposer.push(step)
+        proposer.settle(0)
         proposer._right, proposer._seen = list(right), list(seen)
         assert spent <= FIRST_BUDGET + BUDGET_RATE * (step + 1) + 1e-9
     assert proposer.drafted > 50 and proposer.accepted == 0
 
 
 def test_odds_follow_what_happens() -> None:
-    """Where copies go on as their source does, more is drafted; where they do not, nothing soon."""
-    right, wrong = [NgramDrafts([*range(50), 1, 2], 2) for _ in range(2)]
-    for _ in range(12):
-        for proposer, accepted in ((right, 2), (wrong, 0)):
-            proposer._budget = 9.0
-            proposer.propose(2)
-            proposer.settle(accepted)
-    assert len(right.propose(2)) == 2 and wrong.propose(2) == []
+    """Where copies go on as their source does, more is drafted; where they do not, nothing soon; and what was not
+    drafted counts, too, so that it is tried again once it would have come true."""
+    text = list(range(1000, 1400))
+    proposer = NgramDrafts(text, 2)
+
+    def step(source: int, copies: bool) -> int:
+        """Two tokens of the text, and then what follows there, or something new; how many drafts there were."""
+        for token in text[source : source + 2]:
+            proposer.propose(0)
+            proposer.push(token)
+            proposer.settle(0)
+        proposer._budget = MAX_BUDGET
+        drafts = proposer.propose(2)
+        following = text[source + 2 : source + 4] if copies else [source]
+        right = len(drafts) if copies else 0
+        for token in following[: right + 1]:
+            proposer.push(token)
+        proposer.settle(right)
+        return len(drafts)
+
+    assert step(0, copies=False) > 0
+    assert [step(4 * n, copies=False) for n in range(1, 30)][-5:] == [0] * 5
+    assert [step(4 * n, copies=True) for n in range(30, 90)][-5:] == [2] * 5
 
 
 def test_a_copied_answer_is_drafted_in_full_after_a_few_tokens() -> None:
@@ -251,9 +266,9 @@ def test_a_copied_answer_is_drafted_in_full_after_a_few_tokens() -> None:
     while place < 300:
         drafts = proposer.propose(300 - place)
         right = next((n for n, token in enumerate(drafts) if text[place + n : place + n + 1] != [token]), len(drafts))
-        proposer.settle(right)
         for token in text[place : place + right + 1]:
             proposer.push(token)
+        proposer.settle(right)
         place, steps = place + right + 1, steps + 1
     assert steps <= 105 and proposer.accepted >= 190
     assert proposer._budget == MAX_BUDGET
