@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
 from benchmarks.drafts import document
-from benchmarks.drafts.measure import Row, measure, step_costs
+from benchmarks.drafts.measure import measure, step_costs
 from benchmarks.drafts.tasks import KINDS, encoders, tasks
 from benchmarks.peers.locate import ROOT
 from lfm2export.bench.machine import machine
@@ -35,14 +37,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dtype", default="q4")
     parser.add_argument("--units", choices=("pieces", "words", "own"), default="pieces")
     parser.add_argument("--kind", action="append", choices=KINDS, help="default all; others that are stored stay")
+    parser.add_argument("--task", action="append", help="by name; default all of the kind")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     stored = options.results / "drafts.json"
     try:
-        if options.folder is not None:
-            document.add(stored, _run(options))
+        for run in _runs(options) if options.folder is not None else ():
+            document.add(stored, run)  # task by task: what was measured stays where the rest is cut off
         runs = document.read(stored)
     except Lfm2ExportError as error:
         print(f"Error: {error}", file=sys.stderr)
@@ -53,9 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _run(options: argparse.Namespace) -> document.Run:
+def _runs(options: argparse.Namespace) -> Iterator[document.Run]:
+    """One file, a task at a time."""
     model = OnnxModel(options.folder, options.dtype, threads=options.threads)
-    return document.Run(
+    head = document.Run(
         model=options.name,
         dtype=options.dtype,
         units=options.units,
@@ -63,26 +67,21 @@ def _run(options: argparse.Namespace) -> document.Run:
         threads=options.threads,
         versions={name: metadata.version(name) for name in ("lfm2export", "onnxruntime")},
         costs={str(width): seconds for width, seconds in step_costs(model).items()},
-        rows=tuple(_rows(model, options)),
+        rows=(),
     )
-
-
-def _rows(model: OnnxModel, options: argparse.Namespace) -> list[Row]:
-    rows, known = [], encoders()
+    tokenizer = ChatTokenizer(options.folder) if options.units == "own" else None
+    known = encoders()
     for task in tasks():
-        if task.kind not in (options.kind or KINDS):
+        if task.kind not in (options.kind or KINDS) or task.name not in (options.task or [task.name]):
             continue
-        if options.units == "own":
-            prompt = ChatTokenizer(options.folder).encode(task.prompt)
-            row = measure(model, task.name, task.kind, prompt, OWN_ANSWER, options.rounds)
+        if tokenizer is not None:
+            prompt, answer = tokenizer.encode(task.prompt), None
         else:
-            encode = known[options.units]
-            row = measure(
-                model, task.name, task.kind, encode(task.prompt), encode(task.answer)[:LONGEST], options.rounds
-            )
+            prompt, answer = (known[options.units](text) for text in (task.prompt, task.answer))
+        given = OWN_ANSWER if answer is None else answer[:LONGEST]
+        row = measure(model, task.name, task.kind, prompt, given, options.rounds)
         print(f"{task.name:<20} {row.ratio:.2f}", file=sys.stderr, flush=True)
-        rows.append(row)
-    return rows
+        yield replace(head, rows=(row,))
 
 
 if __name__ == "__main__":
