@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from lfm2export.cli import main
 from lfm2export.contract import LogitsMode
+from lfm2export.generation import drafts
 from tiny import edit_json
 
 
@@ -51,7 +52,13 @@ def test_the_tokenizers_length_is_a_default(folder: Path) -> None:
     assert "[30 tokens, length;" in generate(folder, "--max-new-tokens", "30").stderr
 
 
-def test_drafts_change_how_fast_it_is_and_nothing_else(folder: Path) -> None:
+def test_drafts_change_how_fast_it_is_and_nothing_else(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for guess, found in (
+        ("ONCE", (1.0,) * 5),
+        ("ALIKE", (1.0,) * 5),
+        ("DIFFERENTLY", 1.0),
+    ):  # this model copies nothing
+        monkeypatch.setattr(drafts, guess, found)
     options = ("--greedy", "--max-new-tokens", "60", "--repetition-penalty", "1")
     fast, plain = generate(folder, *options), generate(folder, *options, "--draft", "off")
     assert fast.stdout == plain.stdout and fast.exit_code == plain.exit_code == 0
