@@ -135,8 +135,10 @@ def foreign(artifact: Path, to: Path, dtypes: tuple[str, ...]) -> Path:
     for dtype in dtypes:
         name = MODEL_FILES[dtype]
         model = onnx.load(str(artifact / "onnx" / name), load_external_data=False)
-        renamed = {tensor.name: f"w{number}" for number, tensor in enumerate(model.graph.initializer)}
-        for tensor in model.graph.initializer:
+        inputs = {value.name for value in model.graph.input}
+        weights = [tensor for tensor in model.graph.initializer if tensor.name not in inputs]
+        renamed = {tensor.name: f"w{number}" for number, tensor in enumerate(weights)}
+        for tensor in weights:
             tensor.name = renamed[tensor.name]
         for node in model.graph.node:
             for number, value in enumerate(node.input):
