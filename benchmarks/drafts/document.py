@@ -6,8 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import geometric_mean, median
-from typing import Any
+from statistics import geometric_mean
 
 from benchmarks.drafts.measure import Row
 from benchmarks.drafts.tasks import KINDS
@@ -16,10 +15,11 @@ SCHEMA_VERSION = 1
 
 HEAD = """# Drafts from the prompt
 
-Made by `python -m benchmarks.drafts`; do not edit. Decode tokens a second of `generate`, greedy, medians over rounds
-that take turns with and without drafts in one process; ratios of those. A step feeds the last token and up to two
-drafts. A step's cost is measured with 256 tokens of context, with all but one token taken back. Equal tokens: "all", or
-how many until plain decode and drafts part, and by how many logits plain decode preferred its own token there.
+Made by `python -m benchmarks.drafts`; do not edit. Decode tokens a second of `generate`, greedy, over rounds that take
+turns with and without drafts in one process; each step counts at the lower quartile of the steps of as many tokens, for
+the machine was shared. A step feeds the last token and up to two drafts; its cost alone is measured with 256 tokens of
+context, all but one taken back. Equal tokens: "all", or how many until plain decode and drafts part, and by how many
+logits plain decode preferred its own token there.
 
 Where the answer is given, weights are random and the model's choice is replaced by the text's next token, after every
 step and choice were paid for: acceptance is that of real texts, speed that of the model's size. *pieces* are tokens of
@@ -53,11 +53,7 @@ def read(path: Path) -> list[Run]:
     if not path.exists():
         return []
     document = json.loads(path.read_text(encoding="utf-8"))
-    return [Run(**{**run, "rows": tuple(_row(row) for row in run["rows"])}) for run in document["runs"]]
-
-
-def _row(values: dict[str, Any]) -> Row:
-    return Row(**{**values, "plain": tuple(values["plain"]), "drafts": tuple(values["drafts"])})
+    return [Run(**{**run, "rows": tuple(Row(**row) for row in run["rows"])}) for run in document["runs"]]
 
 
 def add(path: Path, run: Run) -> None:
@@ -84,7 +80,7 @@ def _section(run: Run) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
     first = run.costs["1"]
     costs = ", ".join(f"{width} tokens {1e3 * cost:.1f} ms ({cost / first:.2f})" for width, cost in run.costs.items())
-    rounds = "/".join(map(str, sorted({len(row.plain) for row in run.rows})))
+    rounds = "/".join(map(str, sorted({row.rounds for row in run.rows})))
     lines = [
         f"## {run.model}, {run.dtype}, {'own answers' if run.units == 'own' else f'given answers in {run.units}'}",
         "",
@@ -95,8 +91,8 @@ def _section(run: Run) -> str:
     ]
     for row in run.rows:
         lines.append(
-            f"| {row.task} | {row.kind} | {row.prompt} | {row.answer} | {median(row.plain):.1f} | "
-            f"{median(row.drafts):.1f} | {row.ratio:.2f} | {row.accepted} of {row.drafted} | "
+            f"| {row.task} | {row.kind} | {row.prompt} | {row.answer} | {row.plain:.1f} | "
+            f"{row.drafts:.1f} | {row.ratio:.2f} | {row.accepted} of {row.drafted} | "
             f"{_equal(row)} |"
         )
     for kind in dict.fromkeys(row.kind for row in run.rows):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.drafts import document
-from benchmarks.drafts.measure import CONTEXT, Given, Row, measure, step_costs
+from benchmarks.drafts.measure import CONTEXT, Given, Row, measure, rate, step_costs
 from benchmarks.drafts.tasks import KINDS, encoders, tasks
 from lfm2export.runtime import OnnxModel
 from standin import write_standin
@@ -30,8 +30,9 @@ def test_a_given_answer_is_what_is_decoded_and_what_it_copies_is_drafted(tmp_pat
     model = OnnxModel(write_standin(tmp_path, logits="all"), threads=1)
     prompt = [int(token) for token in np.random.default_rng(0).permutation(39)]
     row = measure(model, "copy", "copies", prompt, prompt[3:33], rounds=2)
-    assert (row.prompt, row.answer, len(row.plain), len(row.drafts)) == (39, 30, 2, 2)
-    assert row.accepted >= 15 and row.parted is None and row.ratio > 0
+    assert (row.prompt, row.answer, row.rounds) == (39, 30, 2)
+    assert row.accepted >= 15 and row.parted is None and row.steps == 29 - row.accepted
+    assert row.ratio == row.drafts / row.plain > 0
     with pytest.raises(IndexError):
         Given(2, [5])(np.zeros(4, np.float32), [1, 2, 5])
     assert sorted(step_costs(model)) == [1, 2, 3] and CONTEXT < 2048
@@ -43,15 +44,20 @@ def test_own_answers_are_the_model_s(tmp_path: Path) -> None:
     assert row.answer == 24 and row.parted is None and row.gap is None
 
 
+def test_a_rate_is_that_of_undisturbed_steps() -> None:
+    steps = [(1, 0.1)] * 6 + [(1, 9.0)] * 2 + [(3, 0.2)] * 3 + [(3, 0.7)]
+    assert rate(steps, list(range(13)), 1) == pytest.approx(12 / (8 * 0.1 + 4 * 0.2))
+
+
 def test_the_table(tmp_path: Path) -> None:
     rows = (
-        Row("a", "copies", 9, 20, (10.0, 12.0, 11.0), (22.0, 20.0, 24.0), 12, 10, None, None),
-        Row("b", "free", 9, 20, (10.0,), (9.9,), 2, 0, 7, 0.0123),
+        Row("a", "copies", 9, 20, 3, 11.0, 22.0, 9, 12, 10),
+        Row("b", "free", 9, 20, 1, 10.0, 9.9, 19, 2, 0, 7, 0.0123),
     )
     run = document.Run("M", "q4", "pieces", "a machine", 2, {"x": "1"}, {"1": 0.01, "2": 0.012}, rows)
     path = tmp_path / "drafts.json"
     document.add(path, run)
-    document.add(path, replace(run, rows=(replace(rows[1], task="c", drafts=(9.7,)),)))
+    document.add(path, replace(run, rows=(replace(rows[1], task="c", drafts=9.7),)))
     document.add(path, replace(run, units="own"))
     found = document.read(path)
     assert [(one.units, [row.task for row in one.rows]) for one in found] == [
