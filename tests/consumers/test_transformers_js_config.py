@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -63,7 +64,7 @@ def test_a_number_of_files_that_are_not_there_fails_without_a_start(
         monkeypatch.setattr(transformers_js.locate, found, lambda: Path("node"))
     monkeypatch.setattr(transformers_js, "run_script", started)
     state(folder, stated)
-    asked: Mapping[str, Any] = {"q4": None}
+    asked: Mapping[str, Any] = {"q4": SimpleNamespace(model=SimpleNamespace(kv_cache="native"))}
     results = [*check_node(folder, asked), *check_node(folder, asked, "webgpu"), *check_browser(folder, asked)]
     assert len(results) == 4
     for result in results:
