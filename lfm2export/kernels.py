@@ -7,6 +7,7 @@ Counted from the placements that onnxruntime 1.30 writes to its verbose log, aft
 from __future__ import annotations
 
 from lfm2export.passes.causal_conv import MOST
+from lfm2export.passes.rotary_table import MOST_POSITIONS
 from lfm2export.recipes import RECIPES, Options, few_operators, formats, is_fused_mlp
 from lfm2export.spec import ModelSpec
 
@@ -34,6 +35,7 @@ def webgpu_nodes(spec: ModelSpec, dtype: str, options: Options) -> int | None:
         and options.lookup == "portable"
         and options.logits == "last"
         and not spec.conv_bias
+        and spec.max_position_embeddings <= MOST_POSITIONS
         and spec.conv_layers
         and spec.attention_layers
     )

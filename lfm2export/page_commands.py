@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
 
 from lfm2export.artifact import check_folder
@@ -31,8 +32,14 @@ def run_serve(folder: Path, host: str, port: int, in_browser: bool) -> None:
             say("  other machines may open it too; by plain HTTP their browsers give it one thread and no WebGPU")
         sys.stdout.flush()
         if in_browser:
-            import webbrowser
-
-            webbrowser.open(server.address)
+            # Some browsers are waited for, and read the page meanwhile: this thread has to answer them.
+            threading.Thread(target=_open_browser, args=(server.address,), daemon=True).start()
 
     serve(folder, host, port, listening)
+
+
+def _open_browser(address: str) -> None:
+    import webbrowser
+
+    if not webbrowser.open(address):
+        say(f"  no browser was found here; open {address} in one", err=True)

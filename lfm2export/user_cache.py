@@ -36,7 +36,10 @@ def cache_folder(kind: str) -> Path | None:
     """Where entries of `kind` lie; None where this user has no such place. Nothing is created."""
     named = os.environ.get(VARIABLE)
     if named:
-        return Path(named).absolute() / kind
+        try:
+            return Path(named).absolute() / kind
+        except OSError:  # relative to a working folder that is gone
+            return None
     root = _system_folder()
     return root / NAME / kind if root is not None else None
 
@@ -79,7 +82,7 @@ def write_entry(path: Path, content: bytes) -> None:
         return
     with contextlib.suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomically(path, _digest(content) + b"\n" + content)
+        write_atomically(path, _digest(content) + b"\n" + content).chmod(0o600)
         _trim(path.parent, path.suffix)
 
 
@@ -89,7 +92,7 @@ def _digest(content: bytes) -> bytes:
 
 def _is_own(found: os.stat_result) -> bool:
     mine = not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
-    return stat.S_ISREG(found.st_mode) and mine and not found.st_mode & stat.S_IWOTH
+    return stat.S_ISREG(found.st_mode) and mine and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _trim(folder: Path, suffix: str) -> None:

@@ -66,12 +66,16 @@ def _anybodys(path: Path) -> None:
     path.chmod(0o666)
 
 
+def _a_groups(path: Path) -> None:
+    path.chmod(0o660)
+
+
 def _too_long(path: Path) -> None:
     with path.open("ab") as file:
         file.truncate(user_cache.MAX_ENTRY_BYTES + 1)
 
 
-@pytest.mark.parametrize("harm", [_flip, _cut, _empty, _link, _pipe, _folder, _anybodys, _too_long])
+@pytest.mark.parametrize("harm", [_flip, _cut, _empty, _link, _pipe, _folder, _anybodys, _a_groups, _too_long])
 def test_what_is_not_whole_or_not_this_users_is_not_there(harm: Callable[[Path], None], entry: Path) -> None:
     harm(entry)
     assert read_entry(entry) is None

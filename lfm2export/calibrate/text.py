@@ -118,6 +118,11 @@ def _cut(
     start = tokenizer.encode("")
     length = min(LENGTH, spec.max_position_embeddings)
     body = length - len(start)
+    if body < 1:
+        raise PromptError(
+            f"the tokenizer begins a text with {len(start)} tokens, the model takes {spec.max_position_embeddings}; "
+            "there is no room for text"
+        )
     count = max(1, len(stream) // body)
     if tokens is not None:
         count = max(1, min(count, tokens // length))

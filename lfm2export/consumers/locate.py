@@ -9,6 +9,9 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from lfm2export.errors import Lfm2ExportError
+from lfm2export.untrusted.escape import one_line
+
 HERE = Path(__file__).parent
 JS = HERE / "js"
 TOOLS = HERE / ".tools"
@@ -106,4 +109,13 @@ def package_version(name: str) -> str | None:
 
 
 def node_version(path: Path) -> str:
-    return subprocess.run([str(path), "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    """What `path` says of itself.
+
+    Raises:
+        Lfm2ExportError: it does not run.
+    """
+    try:
+        ran = subprocess.run([str(path), "--version"], capture_output=True, text=True, check=True, errors="replace")
+    except (OSError, subprocess.SubprocessError) as error:
+        raise Lfm2ExportError(f"{path} --version does not run; put a Node.js that does first on PATH") from error
+    return one_line(ran.stdout.strip())

@@ -95,26 +95,30 @@ def missing_for_whom(artifact: Path, files: Mapping[str, PageFile]) -> list[str]
     """
     lines: list[str] = []
     wanted: list[str] = []
+    options: list[str] = []
     if not any(file.int8 for file in files.values()):
         wanted.append("q8")
-        lines.append("without q8, visitors without WebGPU wait about a second for each token (at 350M)")
+        options += ["--q8", "channels"] if "q8" in files else []
+        whose = "with q8 in blocks" if "q8" in files else "without q8"
+        lines.append(f"{whose}, visitors without WebGPU get 1 to 3 tokens a second (350M, two threads)")
     if not any(dtype in files and files[dtype].cache != INT8 for dtype in FOR_GPUS):
-        wanted.append("q4")
-        lines.append("without q4 or q4f16, visitors with WebGPU do not compute on their GPU, or not all of it")
+        wanted.append("q4f16" if "q4" in files else "q4")
+        whose = "with int8 caches in q4, and without q4f16" if "q4" in files else "without q4 or q4f16"
+        lines.append(f"{whose}, visitors with WebGPU do not compute on their GPU, or not all of it")
     if not wanted:
         return []
-    command = _command(artifact, {*files, *wanted})
-    return [*lines, f"to add {' and '.join(wanted)}, build again, with the options of before: {command}"]
+    command = _command(artifact, {*files, *wanted}, options)
+    return [*lines, f"for {' and '.join(wanted)}, build again, with the options of before: {command}"]
 
 
-def _command(artifact: Path, dtypes: Collection[str]) -> str:
+def _command(artifact: Path, dtypes: Collection[str], options: Collection[str]) -> str:
     """A build of the same source with `dtypes`; SOURCE stands for a checkpoint that build.json does not name."""
     source = _source(artifact)
     words = ["lfm2-export", "build", source.get("repo_id") or "SOURCE"]
     if source.get("repo_id") and source.get("revision"):
         words += ["--revision", source["revision"]]
     words += [word for dtype in MODEL_FILES if dtype in dtypes for word in ("--dtype", dtype)]
-    return shlex.join([*words, "-o", str(artifact), "--force"])
+    return shlex.join([*words, *options, "-o", str(artifact), "--force"])
 
 
 def _source(artifact: Path) -> Mapping[str, Any]:

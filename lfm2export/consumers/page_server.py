@@ -44,7 +44,7 @@ HEADERS = {
     "Accept-Ranges": "bytes",
 }
 
-#: The page has a policy of its own. Other documents of an artifact, such as parity.html, run nothing.
+#: The page names its own policy. Other documents of an artifact, such as parity.html, run nothing.
 PAGE_POLICY = "frame-ancestors 'none'"
 DOCUMENT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
 
@@ -62,6 +62,7 @@ TYPES = {
 OTHER_TYPE = "application/octet-stream"
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
+_QUERY = re.compile(r"\?[\w=&.-]{1,200}$", re.ASCII)
 _HOST = re.compile(r"(\[[0-9a-f:]+\]|[a-z0-9.-]+)(:\d+)?", re.ASCII | re.IGNORECASE)
 
 
@@ -82,7 +83,12 @@ def find_site(folder: Path) -> Site:
     if (folder / "config.json").is_file() and (folder / FOLDER / "index.html").is_file():
         return Site(folder.resolve(), f"/{FOLDER}/")
     page = folder.resolve()
-    if (page / "index.html").is_file() and (page.parent / "config.json").is_file() and is_plain_path(page.name):
+    if (
+        not (page / "config.json").exists()
+        and (page / "index.html").is_file()
+        and (page.parent / "config.json").is_file()
+        and is_plain_path(page.name)
+    ):
         return Site(page.parent, f"/{page.name}/")
     if (folder / "config.json").is_file():
         raise ArtifactError(f"{folder} has no chat page; write it first: lfm2-export chat-page {folder}")
@@ -199,7 +205,12 @@ class _Handler(BaseHTTPRequestHandler):
         site = self.server.site
         target = self.path.split("?", 1)[0].split("#", 1)[0]
         if target in ("/", site.page.rstrip("/")):
-            self._say(HTTPStatus.FOUND, {"Location": site.page})
+            query = _QUERY.search(self.path)
+            self._say(HTTPStatus.FOUND, {"Location": site.page + (query[0] if query is not None else "")})
+            return
+        if self.headers.get("Service-Worker") is not None:
+            # Pages are isolated by headers here. A worker would stay, and answer for the next artifact at this address.
+            self._say(HTTPStatus.NOT_FOUND)
             return
         opened = _open(site, target)
         if opened is None:
@@ -220,7 +231,7 @@ class _Handler(BaseHTTPRequestHandler):
         tag = f'"{found.st_size:x}-{found.st_mtime_ns:x}"'
         headers = {"ETag": tag, "Content-Type": TYPES.get(PurePosixPath(name).suffix.lower(), OTHER_TYPE)}
         if headers["Content-Type"].startswith("text/html"):
-            own = f"/{name}".startswith(self.server.site.page)
+            own = f"/{name}" == f"{self.server.site.page}index.html"
             headers["Content-Security-Policy"] = PAGE_POLICY if own else DOCUMENT_POLICY
         if self.headers.get("If-None-Match") == tag:
             self._head(HTTPStatus.NOT_MODIFIED, {"ETag": tag})

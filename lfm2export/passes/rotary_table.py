@@ -21,12 +21,17 @@ import onnx_ir as ir
 from lfm2export.passes.matching import Builder, Firing, expect, require, rewrite
 from lfm2export.spec import ModelSpec
 
+#: Positions of the longest table. One for each of a context of 2**28, which a config may state, would take 69 GB.
+MOST_POSITIONS = 1 << 17
+
 
 def expected(spec: ModelSpec) -> int:
-    return len(spec.attention_layers)
+    return len(spec.attention_layers) if spec.max_position_embeddings <= MOST_POSITIONS else 0
 
 
 def fuse(model: ir.Model, spec: ModelSpec) -> Firing:
+    if spec.max_position_embeddings > MOST_POSITIONS:
+        return Firing(0, [])
     tables: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
 
     def attempt(node: ir.Node, op: Builder) -> None:

@@ -145,7 +145,7 @@ def measure_rounding(
         x, got = values[product.tokens], values[product.result]
         raw = raw_tensor(tensors[product.weights], folder)
         channel_scales = raw_tensor(tensors[product.channel_scales], folder)
-        alive = np.abs(x).max(axis=1) * np.float32(1 / 127) > 0
+        alive = np.abs(x).max(axis=1) * np.float32(1 / 127) >= TINY_SCALE
         x, got = x[alive], got[alive]
         _, codes = rounded_tokens(x)
         tokens += len(x)

@@ -136,6 +136,11 @@ def make_text(tokenizer: ChatTokenizer, spec: ModelSpec, path: Path | None, chun
             f"the tokenizer gives token {max(tokens)}, the model has {spec.vocab_size}; they do not belong together"
         )
     body = min(CHUNK, spec.max_position_embeddings) - len(start)
+    if body < 1:
+        raise PromptError(
+            f"the tokenizer begins a text with {len(start)} tokens, the model takes {spec.max_position_embeddings}; "
+            "there is no room for text"
+        )
     affordable = next((number for limit, number in CHUNKS if spec.num_parameters < limit), FEWEST_CHUNKS)
     count = chunks if chunks is not None else affordable
     count = max(1, min(count, len(tokens) // body))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,11 @@ def test_sequences_of_the_shipped_model(tokenizer: ChatTokenizer, spec: ModelSpe
     assert all(len(sequence) == LENGTH and sequence[0] == 1 for sequence in found.sequences)
     assert {token for sequence in found.sequences for token in sequence} >= set(TOOL_TOKENS)
     assert max(max(sequence) for sequence in found.sequences) < spec.vocab_size
+
+
+def test_a_context_without_room_for_text(tokenizer: ChatTokenizer, spec: ModelSpec) -> None:
+    with pytest.raises(PromptError, match="begins a text with 1 tokens, the model takes 1; there is no room"):
+        shipped_text(tokenizer, replace(spec, max_position_embeddings=1), 2048)
 
 
 def test_fewer_tokens_are_a_prefix_with_the_mix_of_the_whole(tokenizer: ChatTokenizer, spec: ModelSpec) -> None:

@@ -41,9 +41,9 @@ def test_q8_in_blocks_does_not_multiply_in_8_bits(tiny_source: Path, tmp_path: P
     found = describe_files(folder)
     assert not found["q8"].int8
     for_processors, for_gpus, command = missing_for_whom(folder, found)
-    assert "without q8, visitors without WebGPU wait about a second for each token" in for_processors
+    assert "with q8 in blocks, visitors without WebGPU get 1 to 3 tokens a second" in for_processors
     assert "without q4 or q4f16, visitors with WebGPU" in for_gpus
-    assert command.endswith(f"lfm2-export build SOURCE --dtype q8 --dtype q4 -o '{folder}' --force")
+    assert command.endswith(f"lfm2-export build SOURCE --dtype q8 --dtype q4 --q8 channels -o '{folder}' --force")
 
 
 def test_what_a_hub_id_was_built_from_is_named(tmp_path: Path) -> None:
@@ -58,7 +58,8 @@ def test_what_a_hub_id_was_built_from_is_named(tmp_path: Path) -> None:
 def test_int8_caches_serve_no_gpu(tmp_path: Path) -> None:
     files = {"q8": PageFile(1, 1, "float32", True), "q4": PageFile(1, 1, "int8", False)}
     lines = missing_for_whom(tmp_path, files)
-    assert len(lines) == 2 and "without q4 or q4f16" in lines[0]
+    assert len(lines) == 2 and "with int8 caches in q4, and without q4f16" in lines[0]
+    assert "--dtype q8 --dtype q4 --dtype q4f16 -o" in lines[1]
     assert json.loads(encoded(tmp_path, files))["model"] is None
 
 

@@ -85,16 +85,26 @@ def test_the_page_is_isolated_and_has_its_types(server: PageServer) -> None:
     assert ask(server, "/chat/?device=wasm")[2] == PAGE.encode()
 
 
-@pytest.mark.parametrize("path", ["/", "/chat", "/?x", "/chat?//other.host/"])
-def test_the_way_to_the_page(server: PageServer, path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [("/", ""), ("/chat", ""), ("/?dtype=q8&threads=2", "?dtype=q8&threads=2"), ("/chat?//other.host/", "")],
+)
+def test_the_way_to_the_page(server: PageServer, path: str, query: str) -> None:
     status, headers, _ = ask(server, path)
-    assert (status, headers["location"]) == (302, "/chat/")
+    assert (status, headers["location"]) == (302, f"/chat/{query}")
 
 
-def test_documents_that_are_not_the_page_run_nothing(server: PageServer) -> None:
+def test_documents_that_are_not_the_page_run_nothing(artifact: Path, server: PageServer) -> None:
     policy = ask(server, "/parity.html")[1]["content-security-policy"]
     assert "default-src 'none'" in policy and "sandbox" in policy and "script" not in policy
     assert ask(server, "/chat/")[1]["content-security-policy"] == "frame-ancestors 'none'"
+    (artifact / "chat" / "other.html").write_text("<script src='https://other.host/'></script>")
+    assert ask(server, "/chat/other.html")[1]["content-security-policy"] == policy
+
+
+def test_no_script_becomes_a_worker_that_stays(server: PageServer) -> None:
+    assert ask(server, "/chat/chat.mjs")[0] == 200
+    assert ask(server, "/chat/chat.mjs", {"Service-Worker": "script"})[0] == 404
 
 
 @pytest.mark.parametrize(

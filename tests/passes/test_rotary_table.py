@@ -57,6 +57,15 @@ def test_all_positions_are_rows_of_constants() -> None:
         assert_same_numbers(before, after, feeds, atol=2e-6)
 
 
+def test_a_context_beyond_the_longest_table_has_none() -> None:
+    long = with_spec(
+        layer_types=(FULL_ATTENTION, FULL_ATTENTION), max_position_embeddings=rotary_table.MOST_POSITIONS + 1
+    )
+    model = parse(TEXT)
+    assert fire(model, rotary_table.fuse, long).count == rotary_table.expected(long) == 0
+    assert operators(model) == operators(parse(TEXT))
+
+
 def test_rows_are_exact_far_out() -> None:
     """Against sines in float64 of the angles as transformers rounds them, over 131,072 positions; measured 1.1e-7."""
     model = parse(TEXT)
