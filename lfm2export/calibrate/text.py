@@ -21,7 +21,7 @@ from lfm2export.errors import PromptError
 from lfm2export.spec import ModelSpec
 from lfm2export.text.read import read_text_file
 from lfm2export.text.tokenizer import ChatTokenizer
-from lfm2export.verify.prompts import held_out_text
+from lfm2export.verify.prompts import held_out_text, room_for_text
 
 SHIPPED = Path(__file__).parent / "calibration.jsonl.xz"
 
@@ -111,18 +111,8 @@ def _cut(
     stream: list[int], tokenizer: ChatTokenizer, spec: ModelSpec, tokens: int | None
 ) -> tuple[tuple[int, ...], ...]:
     """Sequences of equal length, each with the start that the tokenizer gives a text; a rest is left out."""
-    if max(stream) >= spec.vocab_size:
-        raise PromptError(
-            f"the tokenizer gives token {max(stream)}, the model has {spec.vocab_size}; they do not belong together"
-        )
-    start = tokenizer.encode("")
-    length = min(LENGTH, spec.max_position_embeddings)
-    body = length - len(start)
-    if body < 1:
-        raise PromptError(
-            f"the tokenizer begins a text with {len(start)} tokens, the model takes {spec.max_position_embeddings}; "
-            "there is no room for text"
-        )
+    start, body = room_for_text(tokenizer, stream, spec, LENGTH)
+    length = len(start) + body
     count = max(1, len(stream) // body)
     if tokens is not None:
         count = max(1, min(count, tokens // length))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from lfm2export.consumers.prompts import BATCH, MAX_NEW_TOKENS, SECOND_MESSAGE, Prompt
+from lfm2export.consumers.prompts import BATCH, CHAT, MAX_NEW_TOKENS, SECOND_MESSAGE, Prompt
 from lfm2export.consumers.reference import Continuation, continuation
 from lfm2export.generation.defaults import read_defaults
 from lfm2export.runtime import OnnxModel
@@ -65,3 +66,14 @@ class Asked:
         rest = f"{glue}<|im_start|>user\n{SECOND_MESSAGE}<|im_end|>\n<|im_start|>assistant\n"
         added = self.tokenizer.encode(rest, special=False)
         return added, self.continued([*held, *added], limit)
+
+    def requests(self, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+        """`prompts` as workers are asked them: tokens and limit, and the second turn of the chat."""
+        found: list[dict[str, Any]] = []
+        for prompt in prompts:
+            request: dict[str, Any] = {"tokens": self.prompt_tokens(prompt), "limit": MAX_NEW_TOKENS}
+            if prompt is CHAT:
+                second, _ = self.second_turn(prompt, MAX_NEW_TOKENS)
+                request["turns"] = [{"tokens": second, "limit": MAX_NEW_TOKENS}]
+            found.append(request)
+        return found

@@ -87,16 +87,9 @@ def _room(folder: Path, config: Mapping[str, Any]) -> Iterator[Path]:
 def _task(named: str, asked: Asked) -> dict[str, Any]:
     """What is asked of one file; the one that genai_config.json names is opened without an overlay."""
     file = f"onnx/{MODEL_FILES[asked.dtype]}"
-    second, _ = asked.second_turn(CHAT, MAX_NEW_TOKENS)
-    prompts: list[dict[str, Any]] = []
-    for prompt in PROMPTS:
-        request: dict[str, Any] = {"tokens": asked.prompt_tokens(prompt), "limit": MAX_NEW_TOKENS}
-        if prompt is CHAT:
-            request["turns"] = [{"tokens": second, "limit": MAX_NEW_TOKENS}]
-        prompts.append(request)
     return {
         "overlay": None if named == file else {"model": {"decoder": {"filename": file}}},
-        "prompts": prompts,
+        "prompts": asked.requests(PROMPTS),
         "chats": [list(CARD_MESSAGES)],
         "batch": [list(row.prompt) for row in asked.batch],
         "pad": 0,

@@ -73,19 +73,12 @@ def _refusal(file: Path) -> str | None:
 
 
 def _task(file: Path, asked: Asked) -> dict[str, Any]:
-    second, _ = asked.second_turn(CHAT, MAX_NEW_TOKENS)
-    prompts: list[dict[str, Any]] = []
-    for prompt in PROMPTS:
-        request: dict[str, Any] = {"tokens": asked.prompt_tokens(prompt), "limit": MAX_NEW_TOKENS}
-        if prompt is CHAT:
-            request["turns"] = [{"tokens": second, "limit": MAX_NEW_TOKENS}]
-        prompts.append(request)
     sizes = {contract.BATCH: 1, contract.PAST: 0}
     pasts = [cache.past for cache in asked.model.contract.caches]
     return {
         "file": str(file.resolve()),
         "caches": [[past.name, [sizes.get(str(size), size) for size in past.shape], past.dtype] for past in pasts],
-        "prompts": prompts,
+        "prompts": asked.requests(PROMPTS),
         "ends": sorted(asked.defaults.eos_ids),
     }
 

@@ -117,6 +117,26 @@ def held_out_text() -> TextFile:
     return replace(found, name=f"shipped {found.name}")
 
 
+def room_for_text(tokenizer: ChatTokenizer, tokens: Sequence[int], spec: ModelSpec, most: int) -> tuple[list[int], int]:
+    """(the start that the tokenizer gives a text, how many of `tokens` fit behind it in a sequence of at most `most`).
+
+    Raises:
+        PromptError: the model has no such tokens, or no room behind the start.
+    """
+    if max(tokens) >= spec.vocab_size:
+        raise PromptError(
+            f"the tokenizer gives token {max(tokens)}, the model has {spec.vocab_size}; they do not belong together"
+        )
+    start = tokenizer.encode("")
+    body = min(most, spec.max_position_embeddings) - len(start)
+    if body < 1:
+        raise PromptError(
+            f"the tokenizer begins a text with {len(start)} tokens, the model takes {spec.max_position_embeddings}; "
+            "there is no room for text"
+        )
+    return start, body
+
+
 def make_text(tokenizer: ChatTokenizer, spec: ModelSpec, path: Path | None, chunks: int | None = None) -> Text:
     """Chunks spread evenly over the text; a text of one chunk or less is one chunk.
 
@@ -127,20 +147,10 @@ def make_text(tokenizer: ChatTokenizer, spec: ModelSpec, path: Path | None, chun
     """
     found = read_text_file(path) if path is not None else held_out_text()
     name, text = found.name, found.text
-    start = tokenizer.encode("")
     tokens = tokenizer.encode(text, special=False)
     if len(tokens) < 64:
         raise PromptError(f"{name} has {len(tokens)} tokens, expected at least 64; give a longer text")
-    if max(tokens) >= spec.vocab_size:
-        raise PromptError(
-            f"the tokenizer gives token {max(tokens)}, the model has {spec.vocab_size}; they do not belong together"
-        )
-    body = min(CHUNK, spec.max_position_embeddings) - len(start)
-    if body < 1:
-        raise PromptError(
-            f"the tokenizer begins a text with {len(start)} tokens, the model takes {spec.max_position_embeddings}; "
-            "there is no room for text"
-        )
+    start, body = room_for_text(tokenizer, tokens, spec, CHUNK)
     affordable = next((number for limit, number in CHUNKS if spec.num_parameters < limit), FEWEST_CHUNKS)
     count = chunks if chunks is not None else affordable
     count = max(1, min(count, len(tokens) // body))
